@@ -1,0 +1,282 @@
+//! Moves one device from its host driver to vfio-pci, and back.
+//!
+//! Each function looks at the device first and does only what is missing, so that it can be called again after a kill at
+//! any point. Whether the device is ours to touch has been decided, and recorded, before.
+//! Source: Linux `Documentation/ABI/testing/sysfs-bus-pci`: `driver_override`, `new_id`, `remove_id`, `bind`, `unbind`.
+
+use crate::address::PciAddress;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::lease::{Held, Role};
+use crate::log::Log;
+use crate::process;
+use crate::sysfs::{self, Device, is_vfio};
+use nix::errno::Errno;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const VFIO_PCI: &str = "vfio-pci";
+
+/// Moves devices on one host.
+pub struct Mover<'a> {
+    /// The host.
+    pub host: &'a Host,
+    /// Where each change is told.
+    pub log: &'a Log,
+    /// The guest for which it is done; for the log only.
+    pub guest: &'a str,
+    /// How long each step may take.
+    pub limit: Duration,
+}
+
+impl Mover<'_> {
+    /// Takes a device off the host, as its role demands.
+    pub fn take(&self, held: &Held) -> Result<()> {
+        let device = self.find(held)?.ok_or_else(|| {
+            Error::new(format!(
+                "{} went away, or another device took its place, while the guest was started",
+                held.address
+            ))
+        })?;
+        if device.numvfs > 0 && device.on_host_driver() {
+            self.set_numvfs(&device, 0)?;
+        }
+        match held.role {
+            Role::Unmanaged | Role::Sibling => self.bind_vfio(&device, held),
+            Role::Managed | Role::Vf => Ok(()),
+        }
+    }
+
+    /// Gives a device back as it was found. `orphaned`: libvirt will not do its part for a managed device, as the libvirtd
+    /// that took it has died.
+    pub fn give_back(&self, held: &Held, orphaned: bool) -> Result<()> {
+        let Some(device) = self.find(held)? else {
+            if held.role != Role::Vf {
+                self.log
+                    .warning(format_args!("{} of guest '{}' is gone; nothing to give back", held.address, self.guest));
+            }
+            return Ok(());
+        };
+        if held.role != Role::Managed || orphaned {
+            self.restore_driver(&device, held)?;
+        }
+        self.restore_vfs(held)
+    }
+
+    /// The device that was taken; not another one that has its address now.
+    fn find(&self, held: &Held) -> Result<Option<Device>> {
+        Ok(sysfs::device(self.host, held.address)?.filter(|device| device.id == held.id))
+    }
+
+    fn write(&self, path: &Path, value: &str) -> Result<()> {
+        sysfs::write(path, value, self.limit)
+    }
+
+    fn bind_vfio(&self, device: &Device, held: &Held) -> Result<()> {
+        if device.driver.as_deref().is_some_and(is_vfio) {
+            return Ok(());
+        }
+        self.load_vfio()?;
+        let address = device.address;
+        let folder = self.host.device(address);
+        if let Some(current) = &device.driver_override {
+            if current.as_deref() != Some(VFIO_PCI) {
+                self.write(&folder.join("driver_override"), VFIO_PCI)?;
+            }
+            self.unbind(device)?;
+            self.write(&self.host.drivers_probe(), &address.to_string())?;
+        } else {
+            self.bind_by_id(device)?;
+        }
+        self.expect_driver(address, Some(VFIO_PCI))?;
+        self.log.info(format_args!(
+            "{address}: {} -> {VFIO_PCI} ({}, guest '{}')",
+            device.driver.as_deref().unwrap_or("no driver"),
+            if held.role == Role::Sibling { "sibling" } else { "unmanaged" },
+            self.guest
+        ));
+        Ok(())
+    }
+
+    /// For kernels without `driver_override`. `new_id` makes vfio-pci take every device of this kind that has no driver, so
+    /// the others which it took are let go, and the id goes away again.
+    fn bind_by_id(&self, device: &Device) -> Result<()> {
+        let driver = self.host.driver(VFIO_PCI);
+        let id = format!("{:04x} {:04x}", device.id.vendor, device.id.device);
+        let before = sysfs::names(&driver)?;
+        self.unbind(device)?;
+        let new_id = driver.join("new_id");
+        let added = match sysfs::try_write(&new_id, &id, self.limit) {
+            Ok(()) => true,
+            Err(cause) if cause.raw_os_error() == Some(Errno::EEXIST as i32) => false,
+            Err(cause) => return Err(sysfs::write_error(&new_id, &id, self.limit, &cause)),
+        };
+        let bound = || -> Result<bool> {
+            Ok(sysfs::device(self.host, device.address)?.is_some_and(|now| now.driver.as_deref() == Some(VFIO_PCI)))
+        };
+        let result = if bound()? { Ok(()) } else { self.write(&driver.join("bind"), &device.address.to_string()) };
+        if added {
+            self.write(&driver.join("remove_id"), &id)?;
+            for name in sysfs::names(&driver)?.iter().filter(|name| !before.contains(name)) {
+                if name.parse::<PciAddress>().is_ok_and(|other| other != device.address) {
+                    self.write(&driver.join("unbind"), name)?;
+                }
+            }
+        }
+        result
+    }
+
+    fn unbind(&self, device: &Device) -> Result<()> {
+        let Some(driver) = &device.driver else { return Ok(()) };
+        let unbind = self.host.driver(driver).join("unbind");
+        match sysfs::try_write(&unbind, &device.address.to_string(), self.limit) {
+            Ok(()) => Ok(()),
+            // Somebody else was faster.
+            Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
+            Err(cause) => Err(sysfs::write_error(&unbind, &device.address.to_string(), self.limit, &cause)),
+        }
+    }
+
+    fn restore_driver(&self, device: &Device, held: &Held) -> Result<()> {
+        let address = device.address;
+        let current = device.driver.as_deref();
+        let wanted = held.driver.as_deref();
+        if current != wanted && device.on_host_driver() {
+            self.log.warning(format_args!(
+                "{address} was {} before guest '{}' and is on {} now; somebody else has moved it, so it stays",
+                on(wanted),
+                self.guest,
+                on(current)
+            ));
+            return Ok(());
+        }
+        if current != wanted
+            && let Some(group) = device.group
+            && let Some(holder) = process::holder_of_group(self.host, group)?
+        {
+            return Err(Error::new(format!(
+                "Cannot give {address} back to the host: {holder} has its IOMMU group {group} open. It is tried again at the \
+                 next start or stop of a guest"
+            )));
+        }
+        if let Some(now) = &device.driver_override
+            && *now != held.driver_override
+        {
+            // An empty line clears it.
+            self.write(
+                &self.host.device(address).join("driver_override"),
+                held.driver_override.as_deref().unwrap_or("\n"),
+            )?;
+        }
+        if current == wanted {
+            return Ok(());
+        }
+        self.unbind(device)?;
+        if let Some(driver) = wanted {
+            self.write(&self.host.driver(driver).join("bind"), &address.to_string())
+                .map_err(|error| error.during(format_args!("Cannot give {address} back to {driver}")))?;
+        }
+        self.expect_driver(address, wanted)?;
+        self.log.info(format_args!(
+            "{address}: {} -> {} (given back by guest '{}')",
+            name(current),
+            name(wanted),
+            self.guest
+        ));
+        Ok(())
+    }
+
+    /// Makes the VFs again that went when their PF was taken; each is then given back like any other device.
+    fn restore_vfs(&self, held: &Held) -> Result<()> {
+        if held.numvfs == 0 {
+            return Ok(());
+        }
+        let Some(pf) = self.find(held)? else { return Ok(()) };
+        if pf.numvfs > 0 {
+            return Ok(());
+        }
+        if pf.driver != held.driver {
+            return Err(Error::new(format!(
+                "Cannot make the {} VFs of {} again: it is {}, and was {}",
+                held.numvfs,
+                held.address,
+                on(pf.driver.as_deref()),
+                on(held.driver.as_deref())
+            )));
+        }
+        self.set_numvfs(&pf, held.numvfs)
+    }
+
+    /// New VFs are not probed by the host's drivers: each gets the driver it had, by its own record. Kernels that have no
+    /// such switch probe them, which is what they did when the VFs were first made.
+    fn set_numvfs(&self, pf: &Device, count: u32) -> Result<()> {
+        let folder = self.host.device(pf.address);
+        let autoprobe = folder.join("sriov_drivers_autoprobe");
+        let switch = count > 0 && sysfs::read_optional(&autoprobe)?.as_deref() == Some("1");
+        if switch {
+            self.write(&autoprobe, "0")?;
+        }
+        let result = self.write(&folder.join("sriov_numvfs"), &count.to_string());
+        if switch {
+            self.write(&autoprobe, "1")?;
+        }
+        result?;
+        self.log.info(format_args!("{}: {} VFs -> {count} (guest '{}')", pf.address, pf.numvfs, self.guest));
+        Ok(())
+    }
+
+    fn expect_driver(&self, address: PciAddress, wanted: Option<&str>) -> Result<()> {
+        let is_there = sysfs::wait_until(self.host, address, self.limit, |device| {
+            device.is_some_and(|device| device.driver.as_deref() == wanted)
+        })?;
+        if is_there {
+            return Ok(());
+        }
+        let now = sysfs::device(self.host, address)?.and_then(|device| device.driver);
+        let (wanted, now, limit) = (on(wanted), on(now.as_deref()), self.limit.as_secs_f32());
+        Err(Error::new(format!(
+            "{address} should be {wanted} but is {now} after {limit} s; see `dmesg` for the driver's reason"
+        )))
+    }
+
+    /// Loads vfio-pci unless it is there. modprobe gets none of our fds: libvirt waits for the end of each.
+    fn load_vfio(&self) -> Result<()> {
+        if self.host.driver(VFIO_PCI).exists() {
+            return Ok(());
+        }
+        let modprobe = self.host.path("sbin/modprobe");
+        let failed =
+            |why: &str| Error::new(format!("Cannot load the module {VFIO_PCI} with {}: {why}", modprobe.display()));
+        let mut child = Command::new(&modprobe)
+            .args(["-b", VFIO_PCI])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|cause| failed(&cause.to_string()))?;
+        let deadline = Instant::now() + self.limit;
+        loop {
+            match child.try_wait().map_err(|cause| failed(&cause.to_string()))? {
+                Some(status) if status.success() && self.host.driver(VFIO_PCI).exists() => {
+                    self.log.info(format_args!("module {VFIO_PCI} loaded (guest '{}')", self.guest));
+                    return Ok(());
+                }
+                Some(status) => return Err(failed(&format!("{status}, and the driver is not there; try it by hand"))),
+                None if Instant::now() >= deadline => {
+                    let _ = child.kill();
+                    return Err(failed(&format!("it has not ended for {} s", self.limit.as_secs_f32())));
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+}
+
+fn name(driver: Option<&str>) -> &str {
+    driver.unwrap_or("no driver")
+}
+
+fn on(driver: Option<&str>) -> String {
+    driver.map_or_else(|| "on no driver".to_owned(), |driver| format!("on {driver}"))
+}

@@ -1,0 +1,426 @@
+//! Who holds which device: the records below /run/vfpool, and the locks that keep them true.
+//!
+//! | path | what |
+//! |---|---|
+//! | `lock` | held for the short while in which leases are compared and written; never while a device is moved |
+//! | `turns/GUEST` | held through an event of this guest, so that two never work on the same devices |
+//! | `leases/GUEST` | what the guest holds and how it was found: all that is needed to give it back |
+//! | `claims/ADDRESS` | link to the lease that owns this device now |
+//! | `attention/GUEST` | why something could not be given back |
+//! | `corrupt/` | leases that could not be read, for the admin to look at |
+//!
+//! A claim decides who owns a device, a lease what to do with it. A lease is written before its claims, and both before
+//! the first device is touched; whatever is killed in between leaves a lease without claims, which touches nothing.
+//! Lock files are never removed: an unlinked file would be locked by one and made anew by another.
+
+use crate::address::{PciAddress, PciId};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::log::Log;
+use crate::process::{self, Process};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The format written here. A lease with another one is not touched.
+const VERSION: u32 = 1;
+
+/// What a guest holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "lease")]
+pub struct Lease {
+    #[serde(rename = "@version")]
+    version: u32,
+    /// How far the guest is.
+    #[serde(rename = "@state")]
+    pub state: State,
+    /// The libvirtd that starts the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub starter: Option<Process>,
+    /// The guest's QEMU, once it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<Process>,
+    /// The devices, in the order in which they were taken.
+    #[serde(rename = "device", default)]
+    pub devices: Vec<Held>,
+}
+
+/// The life of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Between `prepare` and `started`.
+    Pending,
+    /// The guest runs.
+    Active,
+    /// The guest is gone, and its devices go back.
+    Returning,
+}
+
+/// A device that a guest holds, and how it was before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Where it is.
+    #[serde(rename = "@address")]
+    pub address: PciAddress,
+    /// What it is; another device at the same address is not ours.
+    #[serde(rename = "@id")]
+    pub id: PciId,
+    /// Why it is held.
+    #[serde(rename = "@role")]
+    pub role: Role,
+    /// The driver it had. None is a state like any other, and given back as such.
+    #[serde(rename = "@driver", skip_serializing_if = "Option::is_none", default)]
+    pub driver: Option<String>,
+    /// The `driver_override` it had.
+    #[serde(rename = "@override", skip_serializing_if = "Option::is_none", default)]
+    pub driver_override: Option<String>,
+    /// The number of VFs it had; they go when a PF leaves its driver.
+    #[serde(rename = "@numvfs", skip_serializing_if = "is_zero", default)]
+    pub numvfs: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Why a guest holds a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The guest's own; libvirt takes it and gives it back.
+    Managed,
+    /// The guest's own, with managed='no': we take it and give it back.
+    Unmanaged,
+    /// Of the same IOMMU group: VFIO wants it off its host driver.
+    Sibling,
+    /// VF of a PF that is taken: it vanishes, and is made again.
+    Vf,
+}
+
+impl Lease {
+    /// A lease of a guest that is being started.
+    pub fn new(starter: Option<Process>, devices: Vec<Held>) -> Self {
+        Self { version: VERSION, state: State::Pending, starter, qemu: None, devices }
+    }
+
+    /// Whether the guest still is, or will be, using its devices.
+    pub fn is_in_use(&self, host: &Host, guest: &str) -> bool {
+        let runs = match &self.qemu {
+            Some(qemu) => qemu.is_alive(host),
+            None => process::qemu(host, guest).is_some(),
+        };
+        runs || self.state == State::Pending && self.is_being_started(host)
+    }
+
+    /// Whether the libvirtd that asked for this lease still runs. If not, nobody will finish the start, nor undo it.
+    pub fn is_being_started(&self, host: &Host) -> bool {
+        self.starter.as_ref().is_some_and(|starter| starter.is_alive(host))
+    }
+
+    /// The record of one device.
+    pub fn held(&self, address: PciAddress) -> Option<&Held> {
+        self.devices.iter().find(|held| held.address == address)
+    }
+}
+
+/// How long to wait for the lock, in which only small files are read and written.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// The records of one host.
+pub struct Store<'a> {
+    host: &'a Host,
+    log: &'a Log,
+}
+
+/// The right to handle one guest's devices; ends when dropped (and when each child that still has a write hanging ended).
+pub struct Turn(#[allow(dead_code)] File);
+
+/// The right to compare and write leases. Only through it can any record be changed.
+pub struct Locked<'a> {
+    store: &'a Store<'a>,
+    lock: File,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        // Not left to close(2): a child that was forked meanwhile would keep it locked.
+        let _ = fs2::FileExt::unlock(&self.lock);
+    }
+}
+
+impl<'a> Store<'a> {
+    /// The records of this host.
+    pub fn new(host: &'a Host, log: &'a Log) -> Self {
+        Self { host, log }
+    }
+
+    fn path(&self, folder: &str, name: &str) -> PathBuf {
+        self.host.state().join(folder).join(file_name(name))
+    }
+
+    /// Whether a guest has a lease, as most have none; costs one system call.
+    pub fn has_lease(&self, guest: &str) -> bool {
+        fs::symlink_metadata(self.path("leases", guest)).is_ok()
+    }
+
+    /// The guests with a lease.
+    pub fn guests(&self) -> Result<Vec<String>> {
+        self.guests_in("leases")
+    }
+
+    /// The guests of which something could not be given back.
+    pub fn guests_needing_attention(&self) -> Result<Vec<String>> {
+        self.guests_in("attention")
+    }
+
+    fn guests_in(&self, folder: &str) -> Result<Vec<String>> {
+        let mut guests: Vec<String> =
+            crate::sysfs::names(&self.host.state().join(folder))?.iter().filter_map(guest_name).collect();
+        guests.sort_unstable();
+        Ok(guests)
+    }
+
+    /// Waits for the other events of this guest to end, and keeps new ones off.
+    pub fn turn(&self, guest: &str, limit: Duration) -> Result<Turn> {
+        let path = self.path("turns", guest);
+        let file = lock_file(&path, limit)?;
+        file.map(Turn).ok_or_else(|| {
+            let why = "another event of this guest is still at work there, or hangs in the kernel";
+            Error::new(format!("Cannot lock {} within {} s: {why}", path.display(), limit.as_secs()))
+        })
+    }
+
+    /// The turn of a guest if it is free now.
+    pub fn try_turn(&self, guest: &str) -> Result<Option<Turn>> {
+        Ok(lock_file(&self.path("turns", guest), Duration::ZERO)?.map(Turn))
+    }
+
+    /// Waits for the lock.
+    pub fn lock(&self) -> Result<Locked<'_>> {
+        let path = self.host.state().join("lock");
+        match lock_file(&path, LOCK_LIMIT)? {
+            Some(lock) => Ok(Locked { store: self, lock }),
+            None => Err(Error::new(format!(
+                "Cannot lock {} within {} s; see with `fuser -v {0}` who holds it",
+                path.display(),
+                LOCK_LIMIT.as_secs()
+            ))),
+        }
+    }
+
+    /// Who owns a device, by its claim. That guest's lease may say nothing of it, or not exist.
+    pub fn owner(&self, address: PciAddress) -> Result<Option<String>> {
+        let name = crate::sysfs::link_name(&self.path("claims", &address.to_string()))?;
+        Ok(name.and_then(|name| guest_name(&name)))
+    }
+
+    /// Why something of a guest could not be given back.
+    pub fn attention(&self, guest: &str) -> Result<Option<String>> {
+        crate::sysfs::read_optional(&self.path("attention", guest))
+    }
+}
+
+impl Locked<'_> {
+    /// A guest's lease. One that is no lease is set aside and told of: it is trusted no more, and must not keep the guest
+    /// from starting ever again.
+    pub fn lease(&self, guest: &str) -> Result<Option<Lease>> {
+        let path = self.store.path("leases", guest);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(cause) => return Err(Error::io("read", &path, &cause)),
+        };
+        let cause = match quick_xml::de::from_reader::<_, Lease>(text.as_slice()) {
+            Ok(lease) if lease.version == VERSION => return Ok(Some(lease)),
+            Ok(lease) => {
+                let versions = format!("it has format {}, this vfpool knows {VERSION}", lease.version);
+                return Err(Error::new(format!("Cannot use the lease {}: {versions}", path.display())));
+            }
+            Err(cause) => cause,
+        };
+        let aside = self.store.path("corrupt", guest);
+        make_folder(aside.parent().unwrap_or(&aside))?;
+        rename(&path, &aside)?;
+        self.store.log.error(Error::new(format!(
+            "The lease of guest '{guest}' is corrupt ({cause}) and set aside as {}; what the guest had taken is not given \
+             back by itself",
+            aside.display()
+        )));
+        Ok(None)
+    }
+
+    /// Records a lease, then claims its devices.
+    pub fn write(&self, guest: &str, lease: &Lease) -> Result<()> {
+        let text =
+            quick_xml::se::to_string(lease).map_err(|cause| Error::new(format!("Cannot write a lease: {cause}")))?;
+        self.replace("leases", guest, |temporary| {
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
+            file.write_all(text.as_bytes())
+        })?;
+        for held in &lease.devices {
+            if self.store.owner(held.address)?.as_deref() != Some(guest) {
+                let target = Path::new("../leases").join(file_name(guest));
+                self.replace("claims", &held.address.to_string(), |temporary| symlink(&target, temporary))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what was given back: the claims of all devices of the lease but those in `kept`, for which `why` says what
+    /// went wrong. Without any left, the lease is over.
+    pub fn settle(&self, guest: &str, lease: &Lease, kept: Vec<Held>, why: &str) -> Result<()> {
+        for held in lease.devices.iter().filter(|held| !kept.contains(held)) {
+            if self.store.owner(held.address)?.as_deref() == Some(guest) {
+                remove(&self.store.path("claims", &held.address.to_string()))?;
+            }
+        }
+        if kept.is_empty() {
+            remove(&self.store.path("leases", guest))?;
+            return remove(&self.store.path("attention", guest));
+        }
+        self.write(guest, &Lease { devices: kept, ..lease.clone() })?;
+        self.replace("attention", guest, |temporary| fs::write(temporary, why))
+    }
+
+    /// Makes a file of a new content appear at once.
+    fn replace(&self, folder: &str, name: &str, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+        let path = self.store.path(folder, name);
+        make_folder(path.parent().unwrap_or(&path))?;
+        // One name is enough under the lock; what a killed process left there is written over.
+        let temporary = self.store.host.state().join("new");
+        remove(&temporary)?;
+        let written = make(&temporary).map_err(|cause| Error::io("write", &path, &cause));
+        written.and_then(|()| rename(&temporary, &path)).inspect_err(|_| {
+            let _ = remove(&temporary);
+        })
+    }
+}
+
+/// Locks a file, made if need be; `None` if it is still locked by another when the limit is over.
+fn lock_file(path: &Path, limit: Duration) -> Result<Option<File>> {
+    let mut open = File::options();
+    open.write(true).create(true).truncate(false).mode(0o600);
+    let file = match open.open(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            make_folder(path.parent().unwrap_or(path))?;
+            open.open(path)
+        }
+        result => result,
+    };
+    let file = file.map_err(|cause| Error::io("open", path, &cause))?;
+    let deadline = Instant::now() + limit;
+    loop {
+        match fs2::FileExt::try_lock_exclusive(&file) {
+            Ok(()) => return Ok(Some(file)),
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+            Err(cause) => return Err(Error::io("lock", path, &cause)),
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        // flock(2) itself knows no deadline.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|cause| Error::io("make the folder", folder, &cause))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|cause| Error::io("write", to, &cause))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, &cause)),
+        _ => Ok(()),
+    }
+}
+
+/// A guest's name as a file name. libvirt itself makes files of it, so only what it would not allow there, and what would
+/// be hidden or mistaken, is escaped; anything else stays readable.
+fn file_name(guest: &str) -> String {
+    let mut name = String::with_capacity(guest.len());
+    for (index, character) in guest.char_indices() {
+        if character == '%' || character == '/' || character.is_control() || (index == 0 && character == '.') {
+            name.extend(character.to_string().bytes().map(|byte| format!("%{byte:02X}")));
+        } else {
+            name.push(character);
+        }
+    }
+    name
+}
+
+/// The reverse of [`file_name`]. `None` for a name that it does not make.
+fn guest_name(file: impl AsRef<OsStr>) -> Option<String> {
+    let file = file.as_ref().to_str()?;
+    let mut parts = file.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).ok().filter(|guest| file_name(guest) == file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_names_become_file_names_and_back() {
+        for (guest, file) in [
+            ("web01", "web01"),
+            ("my guest \"x\" 'y'", "my guest \"x\" 'y'"),
+            ("..", "%2E."),
+            ("a/../b", "a%2F..%2Fb"),
+            ("a\nb", "a%0Ab"),
+            ("50%", "50%25"),
+            ("gäst-日本", "gäst-日本"),
+        ] {
+            assert_eq!(file_name(guest), file);
+            assert_eq!(guest_name(file).as_deref(), Some(guest));
+        }
+        for file in ["a%2", "a%zz", "%", ".hidden", "a%41"] {
+            assert_eq!(guest_name(file), None, "{file}");
+        }
+    }
+
+    fn lease() -> Lease {
+        let held = |address: &str, role, driver: Option<&str>| Held {
+            address: address.parse().unwrap(),
+            id: "8086:10d3".parse().unwrap(),
+            role,
+            driver: driver.map(str::to_owned),
+            driver_override: None,
+            numvfs: 0,
+        };
+        let devices = vec![
+            held("0000:02:00.0", Role::Managed, Some("e1000e")),
+            Held { numvfs: 7, driver_override: Some("x".into()), ..held("0000:02:00.1", Role::Sibling, None) },
+        ];
+        Lease { qemu: Some(Process { pid: 5, start: 6 }), ..Lease::new(Some(Process { pid: 3, start: 4 }), devices) }
+    }
+
+    /// The format of version 1, as it is on hosts: never to be edited.
+    const VERSION_1: &str = "<lease version=\"1\" state=\"pending\">\
+        <starter pid=\"3\" start=\"4\"/><qemu pid=\"5\" start=\"6\"/>\
+        <device address=\"0000:02:00.0\" id=\"8086:10d3\" role=\"managed\" driver=\"e1000e\"/>\
+        <device address=\"0000:02:00.1\" id=\"8086:10d3\" role=\"sibling\" override=\"x\" numvfs=\"7\"/></lease>";
+
+    #[test]
+    fn the_format_stays() {
+        assert_eq!(quick_xml::se::to_string(&lease()).unwrap(), VERSION_1);
+        assert_eq!(quick_xml::de::from_str::<Lease>(VERSION_1).unwrap(), lease());
+        let none = Lease::new(None, Vec::new());
+        assert_eq!(quick_xml::de::from_str::<Lease>(&quick_xml::se::to_string(&none).unwrap()).unwrap(), none);
+    }
+}

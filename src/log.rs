@@ -1,0 +1,76 @@
+//! One syslog line for each change on the host, so that the admin can read afterwards what was done and why.
+//!
+//! Connects on the first line only: most guests have no PCI devices and their starts should cost nothing.
+
+use crate::error::Error;
+use crate::host::Host;
+use once_cell::unsync::OnceCell;
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::io::Write;
+use std::path::PathBuf;
+use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
+
+type Syslog = Logger<LoggerBackend, Formatter3164>;
+
+/// The way to syslog, or to stderr where there is none.
+pub struct Log {
+    socket: PathBuf,
+    program: &'static str,
+    syslog: OnceCell<Option<RefCell<Syslog>>>,
+}
+
+impl Log {
+    /// A log that writes as `program` to the host's `/dev/log`.
+    pub fn new(host: &Host, program: &'static str) -> Self {
+        Self { socket: host.path("dev/log"), program, syslog: OnceCell::new() }
+    }
+
+    /// A change that was made as it should be.
+    pub fn info(&self, line: impl Display) {
+        let line = line.to_string();
+        if !self.send(|syslog| syslog.info(&line)) {
+            self.complain(&line);
+        }
+    }
+
+    /// Something an admin should know of.
+    pub fn warning(&self, line: impl Display) {
+        let line = line.to_string();
+        if !self.send(|syslog| syslog.warning(&line)) {
+            self.complain(&line);
+        }
+    }
+
+    /// Something that could not be done.
+    pub fn error(&self, line: impl Display) {
+        let line = line.to_string();
+        if !self.send(|syslog| syslog.err(&line)) {
+            self.complain(&line);
+        }
+    }
+
+    /// The reason why the caller is told no: on stderr, where libvirt takes it from, and in syslog for afterwards.
+    pub fn refusal(&self, reason: &Error) {
+        self.complain(&reason.to_string());
+        self.send(|syslog| syslog.err(reason));
+    }
+
+    fn complain(&self, line: &str) {
+        // eprintln would panic on a closed stderr, and a log line must never fail an event.
+        let _ = writeln!(std::io::stderr(), "{}: {line}", self.program);
+    }
+
+    fn send(&self, write: impl FnOnce(&mut Syslog) -> syslog::Result<()>) -> bool {
+        let syslog = self.syslog.get_or_init(|| {
+            let formatter = Formatter3164 {
+                facility: Facility::LOG_DAEMON,
+                hostname: None,
+                process: self.program.to_owned(),
+                pid: std::process::id(),
+            };
+            syslog::unix_custom(formatter, &self.socket).ok().map(RefCell::new)
+        });
+        syslog.as_ref().is_some_and(|syslog| write(&mut syslog.borrow_mut()).is_ok())
+    }
+}

@@ -1,0 +1,244 @@
+//! What a guest's start takes: facts and leases in, a list of devices to take or a refusal out.
+//!
+//! Pure. [`Scene`] is gathered by the event; a fact that is dear to find out (what the host needs, who is busy) is asked
+//! for by an [`Answer`] when the decision really hangs on it.
+
+use crate::address::PciAddress;
+use crate::domain::Assigned;
+use crate::error::Error;
+use crate::lease::{Held, Role};
+use crate::needs::Need;
+use crate::settings::Settings;
+use crate::sysfs::Device;
+use std::collections::BTreeMap;
+
+/// All that decides about the start of one guest.
+pub struct Scene<'a> {
+    /// The guest's name.
+    pub guest: &'a str,
+    /// What its definition asks for.
+    pub assigned: &'a [Assigned],
+    /// Each function that the start could touch: the assigned ones, the other members of their groups, and the VFs of the
+    /// PFs among them.
+    pub functions: BTreeMap<PciAddress, Function>,
+    /// What the host needs of a device, as far as it has been asked.
+    pub needs: BTreeMap<PciAddress, Option<Need>>,
+    /// The admin's settings.
+    pub settings: &'a Settings,
+    /// Why the settings could not be read, if so; told with a refusal that they might have prevented.
+    pub settings_error: Option<&'a Error>,
+}
+
+/// A function and who owns it.
+#[derive(Debug)]
+pub struct Function {
+    /// As it is now.
+    pub device: Device,
+    /// The owner of its claim.
+    pub owner: Option<Owner>,
+}
+
+/// The guest that has claimed a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The guest's name.
+    pub guest: String,
+    /// Whether it still needs the device.
+    pub state: OwnerState,
+    /// Its record of this device, if there is one that fits the device which is here now.
+    pub held: Option<Held>,
+}
+
+/// What the owner of a device is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnerState {
+    /// It is the guest of this very start.
+    Ourselves,
+    /// It runs, or is being started.
+    InUse,
+    /// It is gone, but its devices were not given back.
+    Gone,
+    /// It is gone, and giving its devices back has been tried in vain.
+    Stuck,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Record this and take these, in this order; the last ones go first back.
+    Take(Vec<Held>),
+    /// Find out what the host needs of this device, and ask again.
+    FindNeed(PciAddress),
+    /// Give back what this gone guest left, and ask again.
+    Recover(String),
+}
+
+/// Decides about a guest's start.
+///
+/// # Errors
+/// The reason to refuse it, for the admin.
+pub fn plan(scene: &Scene) -> Result<Answer, Error> {
+    let assigned = scene.assigned.len();
+    let most = scene.settings.most_devices();
+    if assigned > most {
+        return Err(Error::new(format!(
+            "it has {assigned} assigned PCI devices, and {most} is the most a guest may have. Remove some, or raise the limit \
+             with <devices max='{assigned}'/> in /etc/vfpool/host.xml"
+        )));
+    }
+    let taken = scene.taken()?;
+    let mut devices = Vec::with_capacity(taken.len());
+    for take in taken {
+        if let Some(owner) = &take.function.owner {
+            match owner.state {
+                OwnerState::Ourselves | OwnerState::Stuck => {}
+                OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
+                OwnerState::InUse => return Err(refuse_shared(&take, owner)),
+            }
+        }
+        if scene.wants_guard(&take) {
+            match scene.needs.get(&take.function.device.address) {
+                None => return Ok(Answer::FindNeed(take.function.device.address)),
+                Some(Some(need)) if need.is_vital() || take.role != Role::Managed => {
+                    return Err(scene.refuse_needed(&take, need));
+                }
+                Some(_) => {}
+            }
+        }
+        devices.push(take.record());
+    }
+    Ok(Answer::Take(devices))
+}
+
+/// A function that the start would take.
+struct Take<'a> {
+    function: &'a Function,
+    role: Role,
+    /// The guest's device because of which it is taken; itself, for that one.
+    reason: PciAddress,
+}
+
+impl Take<'_> {
+    /// What is known of it now, or was when it was first taken.
+    fn record(&self) -> Held {
+        let device = &self.function.device;
+        let before = self.function.owner.as_ref().and_then(|owner| owner.held.as_ref());
+        Held {
+            address: device.address,
+            id: device.id,
+            role: self.role,
+            driver: before.map_or_else(|| device.driver.clone(), |held| held.driver.clone()),
+            driver_override: before
+                .map_or_else(|| device.driver_override.clone().flatten(), |held| held.driver_override.clone()),
+            numvfs: before.map_or(device.numvfs, |held| held.numvfs),
+        }
+    }
+
+    fn describe(&self) -> String {
+        let address = self.function.device.address;
+        match self.role {
+            Role::Managed | Role::Unmanaged => address.to_string(),
+            Role::Sibling => format!("{address} (sibling of {})", self.reason),
+            Role::Vf => format!("{address} (VF that goes with {})", self.reason),
+        }
+    }
+}
+
+impl<'a> Scene<'a> {
+    /// Every function that the start takes: first the VFs that go with their PF, then siblings, then the guest's own.
+    fn taken(&'a self) -> Result<Vec<Take<'a>>, Error> {
+        let mut own = Vec::new();
+        let mut siblings: Vec<Take> = Vec::new();
+        for wanted in self.assigned {
+            let (function, group) = self.assignable(wanted.address)?;
+            let role = if wanted.managed { Role::Managed } else { Role::Unmanaged };
+            own.push(Take { function, role, reason: wanted.address });
+            for member in self.functions.values().filter(|member| member.device.group == Some(group)) {
+                let address = member.device.address;
+                let known = self.assigned.iter().any(|other| other.address == address)
+                    || siblings.iter().any(|sibling| sibling.function.device.address == address);
+                if !member.device.is_bridge() && !known {
+                    siblings.push(Take { function: member, role: Role::Sibling, reason: wanted.address });
+                }
+            }
+        }
+        let loses_vfs = |pf: PciAddress| {
+            let mut taken = siblings.iter().chain(&own).map(|take| &take.function.device);
+            taken.any(|device| device.address == pf && device.numvfs > 0 && device.on_host_driver())
+        };
+        if let Some(vf) = own.iter().find(|take| take.function.device.physfn.is_some_and(&loses_vfs)) {
+            return Err(refuse_vf(&vf.function.device));
+        }
+        let vfs: Vec<Take> = self
+            .functions
+            .values()
+            .filter_map(|function| Some((function, function.device.physfn?)))
+            .filter(|(_, pf)| loses_vfs(*pf))
+            .map(|(function, reason)| Take { function, role: Role::Vf, reason })
+            .collect();
+        siblings.retain(|sibling| !vfs.iter().any(|vf| std::ptr::eq(vf.function, sibling.function)));
+        Ok(vfs.into_iter().chain(siblings).chain(own).collect())
+    }
+
+    /// The function at an address that a guest may have, and its group.
+    fn assignable(&'a self, address: PciAddress) -> Result<(&'a Function, u32), Error> {
+        let Some(function) = self.functions.get(&address) else {
+            return Err(Error::new(format!(
+                "there is no PCI device {address} on this host. Look with `lspci -D`, and correct the guest with `virsh edit`"
+            )));
+        };
+        if !function.device.is_endpoint() {
+            return Err(Error::new(format!(
+                "{address} is a bridge, and only endpoints can be given to a guest. Assign a device behind it"
+            )));
+        }
+        let Some(group) = function.device.group else {
+            return Err(Error::new(format!(
+                "{address} has no IOMMU group: the IOMMU is off. Switch VT-d or AMD-Vi on in the firmware, add \
+                 'intel_iommu=on iommu=pt' (AMD: 'iommu=pt') to GRUB_CMDLINE_LINUX in /etc/default/grub, run \
+                 grub2-mkconfig (Debian: update-grub) and reboot"
+            )));
+        };
+        Ok((function, group))
+    }
+
+    /// The guard asks only for devices that would leave a host driver, and that the admin has not allowed.
+    fn wants_guard(&self, take: &Take) -> bool {
+        take.function.device.on_host_driver() && !self.settings.allows(take.function.device.address)
+    }
+
+    fn refuse_needed(&self, take: &Take, need: &Need) -> Error {
+        let address = take.function.device.address;
+        let settings = match self.settings_error {
+            Some(error) => format!(". {error}"),
+            None => String::new(),
+        };
+        Error::new(format!(
+            "Cannot detach {}: {need}. {}, or allow it with <allow address='{address}'/> in /etc/vfpool/host.xml{settings}",
+            take.describe(),
+            need.remedy(),
+        ))
+    }
+}
+
+fn refuse_shared(take: &Take, owner: &Owner) -> Error {
+    let other = &owner.guest;
+    let why = match (&owner.held, take.function.device.group) {
+        (Some(Held { role: Role::Sibling, .. }), Some(group)) => {
+            format!(
+                "guest '{other}' has another device of IOMMU group {group}, and a group goes to one guest as a whole"
+            )
+        }
+        _ => format!("guest '{other}' has it"),
+    };
+    Error::new(format!("{} is not free: {why}. Stop '{other}' first, or use another device", take.describe()))
+}
+
+fn refuse_vf(vf: &Device) -> Error {
+    let pf = vf.physfn.map_or_else(String::new, |pf| pf.to_string());
+    Error::new(format!(
+        "{} cannot be given to a guest: its PF {pf} is taken with it, and without the PF's driver the VF vanishes. Put the \
+         card into a slot with ACS, so that each VF has an IOMMU group of its own, or give the guest {pf} alone",
+        vf.address
+    ))
+}

@@ -1,0 +1,89 @@
+//! Processes that decide whether a lease is still good: the libvirtd that starts a guest, the guest's QEMU, whoever has
+//! a VFIO group open.
+
+use crate::error::{Error, Result};
+use crate::host::Host;
+use serde::{Deserialize, Serialize};
+use std::fs;
+
+/// One process, also after its pid was given to another: told apart by its start time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id.
+    #[serde(rename = "@pid")]
+    pub pid: i32,
+    /// Start time in clock ticks since boot, field 22 of proc(5)'s `/proc/PID/stat`.
+    #[serde(rename = "@start")]
+    pub start: u64,
+}
+
+impl Process {
+    /// The process that has this pid now. `None` if there is none, or it has ended and only waits for its parent.
+    pub fn with_pid(host: &Host, pid: i32) -> Option<Self> {
+        Stat::read(host, pid).map(|stat| Self { pid, start: stat.start })
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self, host: &Host) -> bool {
+        Self::with_pid(host, self.pid).as_ref() == Some(self)
+    }
+}
+
+/// The parts of `/proc/PID/stat` that are of use here.
+struct Stat {
+    parent: i32,
+    start: u64,
+}
+
+impl Stat {
+    fn read(host: &Host, pid: i32) -> Option<Self> {
+        let text = fs::read_to_string(host.process(pid).join("stat")).ok()?;
+        // The command name, field 2, may itself hold blanks and brackets.
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        let state = *fields.first()?;
+        if matches!(state, "Z" | "X" | "x") {
+            return None;
+        }
+        Some(Self { parent: fields.get(1)?.parse().ok()?, start: fields.get(19)?.parse().ok()? })
+    }
+}
+
+/// The libvirtd (or virtqemud) that runs this hook: our ancestor right below init, as a hook may be called through other
+/// scripts. `None` once it has died: orphans are handed to init.
+pub fn starter(host: &Host) -> Option<Process> {
+    let mut pid = nix::unistd::getppid().as_raw();
+    loop {
+        if pid <= 1 {
+            return None;
+        }
+        let stat = Stat::read(host, pid)?;
+        if stat.parent <= 1 {
+            return Some(Process { pid, start: stat.start });
+        }
+        pid = stat.parent;
+    }
+}
+
+/// The guest's QEMU, by the pid file that libvirt keeps from fork to stop. `None` when the guest does not run.
+pub fn qemu(host: &Host, guest: &str) -> Option<Process> {
+    let pid_file = host.path("run/libvirt/qemu").join(format!("{guest}.pid"));
+    let pid = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
+    Process::with_pid(host, pid)
+}
+
+/// Pid and name of a process that has the VFIO group open. The group's device node is exclusive, and opening it to
+/// find out could make a QEMU that is just starting fail; so the fds of all processes are looked at.
+pub fn holder_of_group(host: &Host, group: u32) -> Result<Option<String>> {
+    let node = host.path(format!("dev/vfio/{group}"));
+    let proc = host.path("proc");
+    for pid in crate::sysfs::names(&proc)?.iter().filter_map(|name| name.parse::<i32>().ok()) {
+        // Processes come and go while we look.
+        let Ok(fds) = fs::read_dir(host.process(pid).join("fd")) else { continue };
+        if fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == node)) {
+            let name = crate::sysfs::read(&host.process(pid).join("comm"))
+                .unwrap_or_else(|_: Error| "ended meanwhile".to_owned());
+            return Ok(Some(format!("process {pid} ({name})")));
+        }
+    }
+    Ok(None)
+}

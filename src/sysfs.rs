@@ -1,0 +1,231 @@
+//! PCI functions as sysfs shows them, and the writes that move them between drivers.
+//!
+//! Knows nothing of guests and leases. Attributes become types here, and nowhere else.
+//! Sources: Linux `Documentation/ABI/testing/sysfs-bus-pci`, `Documentation/PCI/pci-iov-howto.rst`.
+
+use crate::address::{PciAddress, PciId};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::patient;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A PCI function as it is now.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Where it is.
+    pub address: PciAddress,
+    /// What it is.
+    pub id: PciId,
+    /// Class code, 24 bit: base class, sub-class, interface.
+    pub class: u32,
+    /// Layout of its configuration space (offset 0x0e without the multi-function bit): 0 is an endpoint,
+    /// 1 a bridge or port, 2 a `CardBus` bridge.
+    pub header_type: u8,
+    /// The driver it is bound to.
+    pub driver: Option<String>,
+    /// The override in force. The outer `None`: this kernel has no `driver_override`.
+    pub driver_override: Option<Option<String>>,
+    /// Its IOMMU group; none when the IOMMU is off or does not translate for it.
+    pub group: Option<u32>,
+    /// The PF, if this is a VF.
+    pub physfn: Option<PciAddress>,
+    /// How many VFs it has now; 0 also for what is no PF.
+    pub numvfs: u32,
+}
+
+impl Device {
+    /// Whether it can be given to a guest at all, as the kernel's vfio-pci and libvirt see it.
+    pub fn is_endpoint(&self) -> bool {
+        self.header_type == 0
+    }
+
+    /// Whether it is one of the host's bridges: base class 6, which has host, ISA and other bridges with an endpoint's
+    /// header too. As a sibling such a device is never touched.
+    pub fn is_bridge(&self) -> bool {
+        !self.is_endpoint() || self.class >> 16 == 0x06
+    }
+
+    /// Whether a host driver works with it. Without any driver, or with one of the vfio family (vfio-pci and the vendors'
+    /// variants, all of which have vfio in their name), it is free for a guest as far as VFIO is concerned.
+    pub fn on_host_driver(&self) -> bool {
+        self.driver.as_deref().is_some_and(|name| !is_vfio(name))
+    }
+}
+
+/// Whether a driver belongs to the vfio family.
+pub fn is_vfio(driver: &str) -> bool {
+    driver.contains("vfio")
+}
+
+/// The function at this address; `None` where there is none.
+pub fn device(host: &Host, address: PciAddress) -> Result<Option<Device>> {
+    let folder = host.device(address);
+    let Some(vendor) = read_optional(&folder.join("vendor"))? else { return Ok(None) };
+    Ok(Some(Device {
+        address,
+        id: PciId {
+            vendor: number(&folder.join("vendor"), &vendor)?,
+            device: number(&folder.join("device"), &read(&folder.join("device"))?)?,
+        },
+        class: number(&folder.join("class"), &read(&folder.join("class"))?)?,
+        header_type: header_type(&folder.join("config"))?,
+        driver: link_name(&folder.join("driver"))?,
+        driver_override: read_optional(&folder.join("driver_override"))?
+            .map(|text| Some(text).filter(|text| !text.is_empty() && text != "(null)")),
+        group: link_number(&folder.join("iommu_group"))?,
+        physfn: match link_name(&folder.join("physfn"))? {
+            Some(name) => Some(name.parse()?),
+            None => None,
+        },
+        numvfs: match read_optional(&folder.join("sriov_numvfs"))? {
+            Some(text) => number(&folder.join("sriov_numvfs"), &text)?,
+            None => 0,
+        },
+    }))
+}
+
+/// The addresses of all members of an IOMMU group, bridges included.
+pub fn group_members(host: &Host, group: u32) -> Result<Vec<PciAddress>> {
+    let mut members = Vec::new();
+    for name in names(&host.group_devices(group))? {
+        // A group may also hold platform devices, which no PCI guest can have.
+        members.extend(name.parse::<PciAddress>());
+    }
+    members.sort_unstable();
+    Ok(members)
+}
+
+/// The addresses of the VFs that a PF has now.
+pub fn vfs_of(host: &Host, pf: &Device) -> Result<Vec<PciAddress>> {
+    let folder = host.device(pf.address);
+    let mut vfs = Vec::new();
+    for index in 0..pf.numvfs {
+        if let Some(name) = link_name(&folder.join(format!("virtfn{index}")))? {
+            vfs.push(name.parse()?);
+        }
+    }
+    Ok(vfs)
+}
+
+/// Writes a value to an attribute: opened for writing only, never created or truncated, in one write(2), and given up
+/// after `limit`.
+pub fn write(path: &Path, value: &str, limit: Duration) -> Result<()> {
+    try_write(path, value, limit).map_err(|cause| write_error(path, value, limit, &cause))
+}
+
+/// Like [`write`], with the cause as the kernel gave it.
+pub fn try_write(path: &Path, value: &str, limit: Duration) -> io::Result<()> {
+    let attribute = CString::new(path.as_os_str().as_bytes())?;
+    patient::run(limit, || {
+        let file = open(attribute.as_c_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        nix::unistd::write(file, value.as_bytes()).map(|_| ())
+    })
+}
+
+/// The admin's words for a failed write.
+pub fn write_error(path: &Path, value: &str, limit: Duration, cause: &io::Error) -> Error {
+    let verb = format!("write '{}' to", value.trim());
+    if cause.kind() == io::ErrorKind::TimedOut {
+        let hangs = format!("the kernel has not come back from it for {} s", limit.as_secs_f32());
+        return Error::io(&verb, path, &io::Error::other(hangs));
+    }
+    Error::io(&verb, path, cause)
+}
+
+/// Reads a device again and again until it is as wanted, at most for `limit`. `Ok(false)`: it is not.
+pub fn wait_until(
+    host: &Host,
+    address: PciAddress,
+    limit: Duration,
+    wanted: impl Fn(Option<&Device>) -> bool,
+) -> Result<bool> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if wanted(device(host, address)?.as_ref()) {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// The names in a folder; none if it does not exist.
+pub fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(cause) => return Err(Error::io("list", folder, &cause)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|cause| Error::io("list", folder, &cause))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+/// The last part of a link's target, which in sysfs is the name of what it points to; `None` where there is no link.
+pub fn link_name(path: &Path) -> Result<Option<String>> {
+    match fs::read_link(path) {
+        Ok(target) => Ok(target.file_name().map(|name| name.to_string_lossy().into_owned())),
+        Err(cause) if gone(&cause) => Ok(None),
+        Err(cause) => Err(Error::io("read the link", path, &cause)),
+    }
+}
+
+/// An attribute's text without the newline.
+pub fn read(path: &Path) -> Result<String> {
+    read_optional(path)?.ok_or_else(|| Error::io("read", path, &io::ErrorKind::NotFound.into()))
+}
+
+/// Like [`read`]; `None` where there is no such attribute, or the device went away meanwhile.
+pub fn read_optional(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim_end().to_owned())),
+        Err(cause) if gone(&cause) => Ok(None),
+        Err(cause) => Err(Error::io("read", path, &cause)),
+    }
+}
+
+/// ENODEV is what an open attribute gives once its device has been removed.
+fn gone(cause: &io::Error) -> bool {
+    cause.kind() == io::ErrorKind::NotFound || cause.raw_os_error() == Some(nix::libc::ENODEV)
+}
+
+/// An attribute's number: hexadecimal with 0x, else decimal.
+fn number<T: TryFrom<u32>>(path: &Path, text: &str) -> Result<T> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    number
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| Error::new(format!("Cannot read {}: '{text}' is not the number expected there", path.display())))
+}
+
+fn link_number(path: &Path) -> Result<Option<u32>> {
+    match link_name(path)? {
+        Some(name) => number(path, &name).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn header_type(config: &Path) -> Result<u8> {
+    const HEADER_TYPE: usize = 0x0e;
+    let mut space = [0; HEADER_TYPE + 1];
+    fs::File::open(config)
+        .and_then(|mut file| file.read_exact(&mut space))
+        .map_err(|cause| Error::io("read", config, &cause))?;
+    Ok(space[HEADER_TYPE] & 0x7f)
+}
