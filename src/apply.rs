@@ -48,20 +48,22 @@ impl Mover<'_> {
         }
     }
 
-    /// Gives a device back as it was found. `orphaned`: libvirt will not do its part for a managed device, as the libvirtd
-    /// that took it has died.
-    pub fn give_back(&self, held: &Held, orphaned: bool) -> Result<()> {
+    /// Gives a device back as it was found. A managed device is libvirt's to give back as long as its part of a stop is not
+    /// over (`libvirt_done`); `Ok(false)`: it has not done so yet.
+    pub fn give_back(&self, held: &Held, libvirt_done: bool) -> Result<bool> {
         let Some(device) = self.find(held)? else {
             if held.role != Role::Vf {
                 self.log
                     .warning(format_args!("{} of guest '{}' is gone; nothing to give back", held.address, self.guest));
             }
-            return Ok(());
+            return Ok(true);
         };
-        if held.role != Role::Managed || orphaned {
-            self.restore_driver(&device, held)?;
+        if held.role == Role::Managed && !libvirt_done && device.driver != held.driver {
+            return Ok(false);
         }
-        self.restore_vfs(held)
+        self.restore_driver(&device, held)?;
+        self.restore_vfs(held)?;
+        Ok(true)
     }
 
     /// The device that was taken; not another one that has its address now.

@@ -52,7 +52,7 @@ impl<'a> Events<'a> {
                 return Err(Error::new("it runs already, and holds its devices"));
             }
             // A start that nobody ended. What cannot go back now stays on record, and may do for this start.
-            let _ = self.give_back(guest, &turn);
+            let _ = self.give_back(guest, &turn, true);
         }
         self.take(guest, &assigned, &turn)?;
         self.try_again_elsewhere(guest);
@@ -81,6 +81,7 @@ impl<'a> Events<'a> {
         let found = locked.lease(guest)?;
         let mut lease = found.clone().unwrap_or_else(|| Lease::new(process::starter(self.host), Vec::new()));
         lease.state = State::Active;
+        lease.starter = process::starter(self.host).or(lease.starter);
         lease.qemu = process::qemu(self.host, guest).or(lease.qemu);
         self.learn(guest, &assigned, &mut lease)?;
         if found.as_ref() == Some(&lease) {
@@ -93,7 +94,7 @@ impl<'a> Events<'a> {
     pub fn release(&self, guest: &str) -> Result<()> {
         let result = if self.store.has_lease(guest) {
             let turn = self.turn(guest)?;
-            self.give_back_unless_running(guest, &turn)
+            self.give_back_unless_running(guest, &turn, true)
         } else {
             Ok(())
         };
@@ -112,7 +113,7 @@ impl<'a> Events<'a> {
             };
             if !in_use {
                 self.log.warning(format_args!("guest '{guest}' is gone without a word; giving its devices back"));
-                failures.extend(self.give_back(&guest, &turn).err());
+                failures.extend(self.give_back(&guest, &turn, false).err());
             }
         }
         Ok(failures)
@@ -136,7 +137,7 @@ impl<'a> Events<'a> {
         let mover = self.mover(guest);
         for held in &devices {
             if let Err(error) = mover.take(held) {
-                return Err(match self.give_back(guest, turn) {
+                return Err(match self.give_back(guest, turn, false) {
                     Ok(()) => error,
                     Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
                 });
@@ -177,7 +178,7 @@ impl<'a> Events<'a> {
                     self.log.warning(format_args!("guest '{other}' is gone without a word; giving its devices back"));
                     let turn = self.turn(&other)?;
                     // What stays with it is known next time round.
-                    let _ = self.give_back_unless_running(&other, &turn);
+                    let _ = self.give_back_unless_running(&other, &turn, false);
                     recovered.insert(other);
                 }
             }
@@ -197,7 +198,7 @@ impl<'a> Events<'a> {
         let lease = Lease::new(starter, carried.chain(devices.iter().cloned()).collect());
         locked.write(guest, &lease).inspect_err(|_| {
             // A half-written record has touched nothing yet.
-            let _ = locked.settle(guest, &lease, Vec::new(), "");
+            let _ = locked.settle(guest, &lease, Vec::new(), None);
         })
     }
 
@@ -303,7 +304,7 @@ impl<'a> Events<'a> {
         Ok(())
     }
 
-    fn give_back_unless_running(&self, guest: &str, turn: &Turn) -> Result<()> {
+    fn give_back_unless_running(&self, guest: &str, turn: &Turn, libvirt_done: bool) -> Result<()> {
         let lease = self.store.lock()?.lease(guest)?;
         let runs = |lease: &Lease| match &lease.qemu {
             Some(qemu) => qemu.is_alive(self.host),
@@ -315,17 +316,19 @@ impl<'a> Events<'a> {
             ));
             return Ok(());
         }
-        self.give_back(guest, turn)
+        self.give_back(guest, turn, libvirt_done)
     }
 
-    /// Gives back what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record.
-    fn give_back(&self, guest: &str, _turn: &Turn) -> Result<()> {
-        let (lease, orphaned) = {
+    /// Gives back what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record, and
+    /// so is what libvirt itself still has to give back: that is over with the guest's `release` (`libvirt_done`), or when
+    /// that libvirtd has died.
+    fn give_back(&self, guest: &str, _turn: &Turn, libvirt_done: bool) -> Result<()> {
+        let lease = {
             let locked = self.store.lock()?;
             let Some(mut lease) = locked.lease(guest)? else { return Ok(()) };
-            // Between a start's record and its `started`, libvirt's part of the undoing dies with that libvirtd.
-            let orphaned = lease.qemu.is_none() && !lease.is_being_started(self.host);
-            lease.state = State::Returning;
+            if libvirt_done || !lease.libvirt_lives(self.host) {
+                lease.state = State::Returning;
+            }
             let mut owned = Vec::new();
             for held in lease.devices {
                 if self.store.owner(held.address)?.as_deref() == Some(guest) {
@@ -334,26 +337,28 @@ impl<'a> Events<'a> {
             }
             lease.devices = owned;
             locked.write(guest, &lease)?;
-            (lease, orphaned)
+            lease
         };
         let mover = self.mover(guest);
         let mut kept = Vec::new();
         let mut failure = None;
         for held in lease.devices.iter().rev() {
             // VFs come back only with their PF, which stands behind them.
-            let waits = held.role == Role::Vf && !kept.is_empty();
-            match if waits { Ok(()) } else { mover.give_back(held, orphaned) } {
-                Ok(()) if !waits => {}
-                Ok(()) => kept.insert(0, held.clone()),
-                Err(error) => {
-                    self.log.error(&error);
-                    kept.insert(0, held.clone());
-                    failure.get_or_insert(error);
-                }
+            let result = if held.role == Role::Vf && !kept.is_empty() {
+                Ok(false)
+            } else {
+                mover.give_back(held, lease.state == State::Returning)
+            };
+            if !matches!(result, Ok(true)) {
+                kept.insert(0, held.clone());
+            }
+            if let Err(error) = result {
+                self.log.error(&error);
+                failure.get_or_insert(error);
             }
         }
-        let why = failure.as_ref().map_or_else(String::new, Error::to_string);
-        self.store.lock()?.settle(guest, &lease, kept, &why)?;
+        let why = failure.as_ref().map(Error::to_string);
+        self.store.lock()?.settle(guest, &lease, kept, why.as_deref())?;
         failure.map_or(Ok(()), Err)
     }
 
@@ -363,7 +368,7 @@ impl<'a> Events<'a> {
         let Ok(others) = self.store.guests_needing_attention() else { return };
         for other in others.iter().filter(|other| *other != guest) {
             if let Ok(Some(turn)) = self.store.try_turn(other) {
-                let _ = self.give_back_unless_running(other, &turn);
+                let _ = self.give_back_unless_running(other, &turn, false);
             }
         }
     }

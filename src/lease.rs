@@ -38,7 +38,7 @@ pub struct Lease {
     /// How far the guest is.
     #[serde(rename = "@state")]
     pub state: State,
-    /// The libvirtd that starts the guest.
+    /// The libvirtd that starts or watches the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub starter: Option<Process>,
     /// The guest's QEMU, once it runs.
@@ -57,7 +57,7 @@ pub enum State {
     Pending,
     /// The guest runs.
     Active,
-    /// The guest is gone, and its devices go back.
+    /// The guest is gone, libvirt has done its part of the stop, and the rest goes back.
     Returning,
 }
 
@@ -115,11 +115,11 @@ impl Lease {
             Some(qemu) => qemu.is_alive(host),
             None => process::qemu(host, guest).is_some(),
         };
-        runs || self.state == State::Pending && self.is_being_started(host)
+        runs || self.state == State::Pending && self.libvirt_lives(host)
     }
 
-    /// Whether the libvirtd that asked for this lease still runs. If not, nobody will finish the start, nor undo it.
-    pub fn is_being_started(&self, host: &Host) -> bool {
+    /// Whether the libvirtd that asked for this lease still runs. If not, nobody will finish a start, nor undo it.
+    pub fn libvirt_lives(&self, host: &Host) -> bool {
         self.starter.as_ref().is_some_and(|starter| starter.is_alive(host))
     }
 
@@ -273,8 +273,8 @@ impl Locked<'_> {
     }
 
     /// Drops what was given back: the claims of all devices of the lease but those in `kept`, for which `why` says what
-    /// went wrong. Without any left, the lease is over.
-    pub fn settle(&self, guest: &str, lease: &Lease, kept: Vec<Held>, why: &str) -> Result<()> {
+    /// went wrong, if anything did. Without any left, the lease is over.
+    pub fn settle(&self, guest: &str, lease: &Lease, kept: Vec<Held>, why: Option<&str>) -> Result<()> {
         for held in lease.devices.iter().filter(|held| !kept.contains(held)) {
             if self.store.owner(held.address)?.as_deref() == Some(guest) {
                 remove(&self.store.path("claims", &held.address.to_string()))?;
@@ -285,7 +285,10 @@ impl Locked<'_> {
             return remove(&self.store.path("attention", guest));
         }
         self.write(guest, &Lease { devices: kept, ..lease.clone() })?;
-        self.replace("attention", guest, |temporary| fs::write(temporary, why))
+        match why {
+            Some(why) => self.replace("attention", guest, |temporary| fs::write(temporary, why)),
+            None => Ok(()),
+        }
     }
 
     /// Makes a file of a new content appear at once.

@@ -87,27 +87,28 @@ pub fn plan(scene: &Scene) -> Result<Answer, Error> {
         )));
     }
     let taken = scene.taken()?;
-    let mut devices = Vec::with_capacity(taken.len());
-    for take in taken {
+    // The guest's own devices, which come last, are what the admin knows of.
+    for take in taken.iter().rev() {
         if let Some(owner) = &take.function.owner {
             match owner.state {
                 OwnerState::Ourselves | OwnerState::Stuck => {}
                 OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
-                OwnerState::InUse => return Err(refuse_shared(&take, owner)),
+                OwnerState::InUse => return Err(refuse_shared(take, owner)),
             }
         }
-        if scene.wants_guard(&take) {
+    }
+    for take in &taken {
+        if scene.wants_guard(take) {
             match scene.needs.get(&take.function.device.address) {
                 None => return Ok(Answer::FindNeed(take.function.device.address)),
                 Some(Some(need)) if need.is_vital() || take.role != Role::Managed => {
-                    return Err(scene.refuse_needed(&take, need));
+                    return Err(scene.refuse_needed(take, need));
                 }
                 Some(_) => {}
             }
         }
-        devices.push(take.record());
     }
-    Ok(Answer::Take(devices))
+    Ok(Answer::Take(taken.iter().map(Take::record).collect()))
 }
 
 /// A function that the start would take.
@@ -223,15 +224,18 @@ impl<'a> Scene<'a> {
 
 fn refuse_shared(take: &Take, owner: &Owner) -> Error {
     let other = &owner.guest;
-    let why = match (&owner.held, take.function.device.group) {
-        (Some(Held { role: Role::Sibling, .. }), Some(group)) => {
-            format!(
-                "guest '{other}' has another device of IOMMU group {group}, and a group goes to one guest as a whole"
-            )
-        }
-        _ => format!("guest '{other}' has it"),
+    let address = take.function.device.address;
+    let is_own = |role| matches!(role, Role::Managed | Role::Unmanaged);
+    let both_own = is_own(take.role) && owner.held.as_ref().is_none_or(|held| is_own(held.role));
+    let what = match take.function.device.group {
+        Some(group) if !both_own && take.role != Role::Vf => format!(
+            "{} is not free: guest '{other}' has {address} of the same IOMMU group {group}, and a group goes to one guest as \
+             a whole",
+            take.reason
+        ),
+        _ => format!("{} is not free: guest '{other}' has it", take.describe()),
     };
-    Error::new(format!("{} is not free: {why}. Stop '{other}' first, or use another device", take.describe()))
+    Error::new(format!("{what}. Stop '{other}' first, or use another device"))
 }
 
 fn refuse_vf(vf: &Device) -> Error {

@@ -69,7 +69,10 @@ impl Settings {
         let path = host.settings();
         match fs::read_to_string(&path) {
             Ok(text) => quick_xml::de::from_str(&text).map_err(|cause| {
-                Error::new(format!("Cannot use {}: {cause}; until that is mended, none of its settings counts", path.display()))
+                Error::new(format!(
+                    "Cannot use {}: {cause}; until that is mended, none of its settings counts",
+                    path.display()
+                ))
             }),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(cause) => Err(Error::io("read", &path, &cause)),

@@ -1,0 +1,16 @@
+# Conventional PCI behind a bridge: the other device on the bus is taken and given back, the bridge never.
+. /run/lab/lib.sh
+
+bridge=$(driver_of 04:00.0)
+define_guest demo "$(hostdev 05:01.0)"
+start demo
+expect_driver 05:02.0 vfio-pci
+expect_driver 04:00.0 "$bridge"
+stop demo
+expect_driver 05:01.0 e1000
+expect_driver 05:02.0 e1000
+expect_driver 04:00.0 "$bridge"
+remove_guest demo
+define_guest bridge "$(hostdev 04:00.0)"
+expect_fails "is a bridge" virsh start bridge
+remove_guest bridge

@@ -1,0 +1,50 @@
+# The host keeps its disks: a mounted file system, swap, and members of md and LVM (mounted or not) are never taken.
+. /run/lab/lib.sh
+
+nvme=$(basename /sys/bus/pci/devices/0000:06:00.0/nvme/nvme*)
+disk=/dev/${nvme}n1
+# With native multipath the controller itself has only hidden paths to it.
+[[ -b $disk ]] || fail "expected the disk $disk of 06:00.0"
+define_guest own "$(hostdev 06:00.0)"
+define_guest unmanaged "$(hostdev 06:00.0 no)"
+define_guest disk "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='yes' namespace='1'><address domain='0x0000' bus='0x06' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/></disk>"
+refused() {
+    for guest in own unmanaged disk; do
+        expect_fails "$1" virsh start $guest
+    done
+    expect_driver 06:00.0 nvme
+}
+
+mkfs.ext4 -q "$disk"
+mount "$disk" /mnt
+refused "${disk#/dev/} is mounted at /mnt"
+umount /mnt
+
+mkswap -q "$disk"
+swapon "$disk"
+refused "${disk#/dev/} is swapped to"
+swapoff "$disk"
+wipefs -qa "$disk"
+
+mdadm --create /dev/md9 --run --force --level=1 --raid-devices=1 --metadata=1.2 "$disk" 2>/dev/null
+refused "${disk#/dev/} is a member of md9"
+pvcreate -qq /dev/md9
+vgcreate -qq lab /dev/md9
+lvcreate -qq -n data -l 100%FREE lab
+refused "is a member of lab-data"
+mkfs.ext4 -q /dev/lab/data
+mount /dev/lab/data /mnt
+refused "is mounted at /mnt"
+umount /mnt
+vgchange -qq -an lab
+mdadm -q --stop /dev/md9
+wipefs -qa "$disk"
+
+# Held by something that leaves no other trace.
+exec 7<"$disk"
+start own
+expect_driver 06:00.0 vfio-pci
+stop own
+expect_driver 06:00.0 nvme
+exec 7<&-
+remove_all_guests

@@ -1,0 +1,24 @@
+# A VF as interface (with its MAC), an NVMe controller as disk and as hostdev start and come back; a VF needs no sibling.
+. /run/lab/lib.sh
+
+set_vfs 01:00.0 2
+ip link set "$(netdev_of 01:00.0)" up
+wait_until 10 test -e "$pci/0000:01:10.2/driver"
+before=$(snapshot_drivers)
+define_guest interface "<interface type='hostdev' managed='yes'><mac address='52:54:00:6d:90:02'/><source><address type='pci' domain='0x0000' bus='0x01' slot='0x10' function='0x2'/></source></interface>"
+define_guest disk "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='no' namespace='1'><address domain='0x0000' bus='0x06' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/></disk>"
+define_guest vf "$(hostdev 01:10.0 no)"
+for guest in interface disk vf; do
+    start $guest
+done
+expect_driver 01:10.2 vfio-pci
+expect_driver 06:00.0 vfio-pci
+expect_driver 01:10.0 vfio-pci
+expect_output '52:54:00:6d:90:02' ip link show "$(netdev_of 01:00.0)"
+for guest in interface disk vf; do
+    stop $guest
+    remove_guest $guest
+done
+[[ $(snapshot_drivers) == "$before" ]] || fail "after the stop: $(diff <(echo "$before") <(snapshot_drivers))"
+ip link set "$(netdev_of 01:00.0)" down
+set_vfs 01:00.0 0

@@ -1,0 +1,46 @@
+# libvirtd is killed while the hook prepares: the guest's next start, another guest's start, or `vfpool reconcile` mends it.
+. /run/lab/lib.sh
+
+hook=/etc/libvirt/hooks/qemu
+mv $hook $hook.aside
+cat >$hook <<'END'
+#!/bin/bash
+/usr/sbin/vfpool-hook "$@" || exit
+[[ $2 != prepare ]] || { touch /run/lab/prepared; exec >&- 2>&- <&-; sleep 5; }
+END
+chmod 755 $hook
+define_guest demo "$(hostdev 02:00.0)"
+define_guest other "$(hostdev 02:00.1)"
+
+# Returns with libvirtd new, the guest off, and its sibling still taken.
+kill_in_prepare() {
+    rm -f /run/lab/prepared
+    virsh start demo >/dev/null 2>&1 &
+    wait_until 30 test -e /run/lab/prepared
+    systemctl kill --kill-whom=main --signal=KILL libvirtd
+    wait || true
+    wait_until 30 virsh -q list
+    wait_until 30 eval '! pgrep -f "hooks/qemu demo prepare"'
+    expect_state demo 'shut off'
+    expect_driver 02:00.1 vfio-pci
+}
+
+kill_in_prepare
+start demo
+stop demo
+expect_driver 02:00.1 e1000e
+
+kill_in_prepare
+start other
+expect_output "guest 'demo' is gone without a word" logged demo
+stop other
+expect_driver 02:00.0 e1000e
+expect_driver 02:00.1 e1000e
+
+kill_in_prepare
+vfpool reconcile
+expect_driver 02:00.1 e1000e
+
+mv $hook.aside $hook
+remove_guest demo
+remove_guest other

@@ -1,0 +1,28 @@
+# libvirtd is killed while a guest runs: the guest goes on, also when our records were lost, and everything goes back when it stops.
+. /run/lab/lib.sh
+
+define_guest demo "$(hostdev 02:00.0)"
+define_guest other "$(hostdev 02:00.1)"
+restart_libvirtd() {
+    systemctl kill --kill-whom=main --signal=KILL libvirtd
+    wait_until 30 virsh -q list
+    expect_state demo running
+}
+start demo
+restart_libvirtd
+expect_fails "guest 'demo' has" virsh start other
+stop demo
+expect_driver 02:00.0 e1000e
+expect_driver 02:00.1 e1000e
+
+start demo
+rm -r /run/vfpool
+restart_libvirtd
+expect_output 'learned from the running guest' logged 02:00.1
+expect_fails "guest 'demo' has" virsh start other
+stop demo
+# What it was before went with the records: it is left as it is, and that was said.
+expect_driver 02:00.1 vfio-pci
+bind 02:00.1 e1000e
+remove_guest demo
+remove_guest other

@@ -1,0 +1,24 @@
+# A guest dies while libvirtd is down: when libvirtd is back, or before by `vfpool reconcile`, its devices go back.
+. /run/lab/lib.sh
+
+define_guest demo "$(hostdev 02:00.0)"
+start demo
+systemctl stop --quiet libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd
+pkill -KILL -f guest=demo
+wait_until 10 eval '! pgrep -f guest=demo'
+vfpool reconcile
+expect_driver 02:00.1 e1000e
+systemctl start libvirtd.socket libvirtd
+wait_until 30 virsh -q list
+wait_until 30 eval '[[ $(driver_of 02:00.0) == e1000e ]]'
+
+start demo
+systemctl stop --quiet libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd
+pkill -KILL -f guest=demo
+wait_until 10 eval '! pgrep -f guest=demo'
+systemctl start libvirtd.socket libvirtd
+wait_until 30 virsh -q list
+wait_until 30 eval '[[ $(driver_of 02:00.1) == e1000e && $(driver_of 02:00.0) == e1000e ]]'
+expect_state demo 'shut off'
+systemctl start libvirtd-ro.socket libvirtd-admin.socket
+remove_guest demo

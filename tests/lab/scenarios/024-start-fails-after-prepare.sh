@@ -1,0 +1,12 @@
+# `virsh start` fails after prepare has succeeded: everything goes back.
+. /run/lab/lib.sh
+
+define_guest demo "$(hostdev 02:00.0)"
+virsh dumpxml demo | sed -e "s#<domain #<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' #" \
+    -e "s#</domain>#<qemu:commandline><qemu:arg value='-no-such-option'/></qemu:commandline></domain>#" >/run/lab/demo.xml
+virsh -q define /run/lab/demo.xml
+expect_fails 'no-such-option' virsh start demo
+expect_driver 02:00.0 e1000e
+expect_driver 02:00.1 e1000e
+expect_output 'given back by guest' logged 02:00.1
+remove_guest demo

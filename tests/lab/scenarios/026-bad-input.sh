@@ -1,0 +1,53 @@
+# Whatever the hook is fed, it says in one line what is wrong, and changes nothing; reconnect, release and the unknown always succeed.
+. /run/lab/lib.sh
+
+hook=/usr/sbin/vfpool-hook
+before=$(snapshot_drivers)
+domain() { guest_xml demo "$@"; }
+# refuses TEXT XML: prepare and start do, in one line.
+refuses() {
+    local operation output status
+    for operation in prepare start; do
+        status=0
+        output=$($hook demo $operation begin - <<<"$2" 2>&1) || status=$?
+        [[ $status == 1 && $output == *"$1"* && $(wc -l <<<"$output") == 1 ]] ||
+            fail "$operation: expected '$1' in one line, found (exit $status): $output"
+    done
+    for operation in stopped release reconnect started migrate restore attach nonsense ''; do
+        $hook demo "$operation" begin - <<<"$2" >/dev/null || fail "$operation has to succeed, found exit $?"
+    done
+}
+refuses 'is empty' ''
+refuses 'no libvirt domain' '<network><name>x</name></network>'
+refuses 'wrong at line' 'hello'
+refuses 'cut off' "$(domain "$(hostdev 02:00.0)" | head -n 15)"
+refuses 'there is no PCI device 0000:0b:00.0' "$(domain "$(hostdev 0b:00.0)")"
+refuses '0000:00:02.0 is a bridge' "$(domain "$(hostdev 00:02.0)")"
+refuses 'a guest may have' "$(domain "$(for i in {0..32}; do hostdev "$(printf '40:%02x.%x' $((i / 8)) $((i % 8)))"; done)")"
+
+expect_fails 'larger than 16 MiB' $hook demo prepare begin - < <(domain; head -c 100M /dev/zero | tr '\0' x)
+expect_fails 'called with 1 argument' $hook demo </dev/null
+expect_fails 'called with 0 argument' $hook </dev/null
+$hook demo release </dev/null
+$hook demo reconnect begin - extra </dev/null
+[[ $(snapshot_drivers) == "$before" ]] || fail "bad input changed something"
+
+# Names that libvirt itself accepts go the whole way, others at least through the hook.
+for name in 'two words' "it's \"quoted\"" '..' 'gäst 日本' '50%'; do
+    xml=$(guest_xml NAME "$(hostdev 02:00.0)" | sed "s#<name>NAME#<name>$(sed 's/&/\&amp;/g; s/</\&lt;/g' <<<"$name")#")
+    if virsh -q define /dev/stdin <<<"$xml" 2>/dev/null; then
+        start "$name"
+        expect_driver 02:00.1 vfio-pci
+        stop "$name"
+        remove_guest "$name"
+    fi
+done
+for name in 'two words' "it's \"quoted\"" $'new\nline' '..' 'a/../b' '../../etc/x' 'gäst 日本' '-x' '' "$(printf 'x%.0s' {1..251})"; do
+    $hook "$name" prepare begin - <<<"$(domain "$(hostdev 02:00.0)")" || fail "prepare of '$name'"
+    expect_driver 02:00.1 vfio-pci
+    $hook "$name" release end - </dev/null
+    expect_driver 02:00.1 e1000e
+done
+[[ $(snapshot_drivers) == "$before" ]] || fail "odd names changed something"
+expect_fails 'File name too long' $hook "$(printf 'x%.0s' {1..300})" prepare begin - <<<"$(domain "$(hostdev 02:00.0)")"
+[[ $(snapshot_drivers) == "$before" ]] || fail "a refused name changed something"

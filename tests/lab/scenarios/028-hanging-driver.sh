@@ -1,0 +1,33 @@
+# A driver that hangs in the kernel: the start fails at its deadline, guests of other groups are not held up, and later all is given back.
+. /run/lab/lib.sh
+
+# The hook's child, which makes the write, is stopped for long at its write(2), as a driver that hangs would.
+hook=/etc/libvirt/hooks/qemu
+mv $hook $hook.aside
+cat >$hook <<'END'
+#!/bin/bash
+[[ $1 == slow && $2 == prepare ]] || exec /usr/sbin/vfpool-hook "$@"
+exec strace -f -qq -o /dev/null -P /sys/bus/pci/drivers/e1000e/unbind -e inject=write:delay_enter=25000000 /usr/sbin/vfpool-hook "$@"
+END
+chmod 755 $hook
+echo "<host><deadline seconds='15'/></host>" >/etc/vfpool/host.xml
+define_guest slow "$(hostdev 02:00.0)"
+define_guest fast "$(hostdev 05:01.0)"
+virsh start slow >/run/lab/slow 2>&1 &
+wait_until 30 grep -q . /run/vfpool/leases/slow
+began=$SECONDS
+start fast
+stop fast
+jobs -r | grep -q slow || fail "the slow start should still be at it ($((SECONDS - began)) s)"
+wait || true
+expect_output 'the kernel has not come back from it for 15 s' cat /run/lab/slow
+mv $hook.aside $hook
+rm /etc/vfpool/host.xml
+# What hung is given back by the next event of any guest.
+wait_until 60 eval '! pgrep -x vfpool-hook'
+start fast
+stop fast
+expect_driver 02:00.0 e1000e
+expect_driver 02:00.1 e1000e
+remove_guest slow
+remove_guest fast
