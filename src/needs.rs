@@ -228,7 +228,7 @@ impl Guard<'_> {
         let mut member = None;
         for holder in sysfs::names(&folder.join("holders"))? {
             let above = if depth < DEEPEST { self.storage(&holder, depth + 1)? } else { None };
-            if let Some(Need::Mounted { .. } | Need::Swap { .. }) = above {
+            if above.is_some() {
                 return Ok(above);
             }
             let title = sysfs::read_optional(&self.host.path(format!("sys/class/block/{holder}/dm/name")))?;

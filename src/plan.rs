@@ -93,7 +93,7 @@ pub fn plan(scene: &Scene) -> Result<Answer, Error> {
             match owner.state {
                 OwnerState::Ourselves | OwnerState::Stuck => {}
                 OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
-                OwnerState::InUse => return Err(refuse_shared(take, owner)),
+                OwnerState::InUse => return Err(scene.refuse_shared(take, owner)),
             }
         }
     }
@@ -208,6 +208,26 @@ impl<'a> Scene<'a> {
         take.function.device.on_host_driver() && !self.settings.allows(take.function.device.address)
     }
 
+    fn refuse_shared(&self, take: &Take, owner: &Owner) -> Error {
+        let other = &owner.guest;
+        let Device { address, group, .. } = take.function.device;
+        // Of a group, the device that the other guest asked for explains more than its siblings.
+        let theirs = self.functions.values().find(|function| {
+            let held =
+                function.owner.as_ref().filter(|owner| owner.guest == *other).and_then(|owner| owner.held.as_ref());
+            function.device.group == group
+                && held.is_some_and(|held| matches!(held.role, Role::Managed | Role::Unmanaged))
+        });
+        let what = match (theirs.map(|function| function.device.address), group) {
+            (Some(theirs), Some(group)) if theirs != address => format!(
+                "{address} is not free: guest '{other}' has {theirs} of the same IOMMU group {group}, and a group goes to one \
+                 guest as a whole"
+            ),
+            _ => format!("{} is not free: guest '{other}' has it", take.describe()),
+        };
+        Error::new(format!("{what}. Stop '{other}' first, or use another device"))
+    }
+
     fn refuse_needed(&self, take: &Take, need: &Need) -> Error {
         let address = take.function.device.address;
         let settings = match self.settings_error {
@@ -220,22 +240,6 @@ impl<'a> Scene<'a> {
             need.remedy(),
         ))
     }
-}
-
-fn refuse_shared(take: &Take, owner: &Owner) -> Error {
-    let other = &owner.guest;
-    let address = take.function.device.address;
-    let is_own = |role| matches!(role, Role::Managed | Role::Unmanaged);
-    let both_own = is_own(take.role) && owner.held.as_ref().is_none_or(|held| is_own(held.role));
-    let what = match take.function.device.group {
-        Some(group) if !both_own && take.role != Role::Vf => format!(
-            "{} is not free: guest '{other}' has {address} of the same IOMMU group {group}, and a group goes to one guest as \
-             a whole",
-            take.reason
-        ),
-        _ => format!("{} is not free: guest '{other}' has it", take.describe()),
-    };
-    Error::new(format!("{what}. Stop '{other}' first, or use another device"))
 }
 
 fn refuse_vf(vf: &Device) -> Error {

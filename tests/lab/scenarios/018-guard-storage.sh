@@ -5,6 +5,14 @@ nvme=$(basename /sys/bus/pci/devices/0000:06:00.0/nvme/nvme*)
 disk=/dev/${nvme}n1
 # With native multipath the controller itself has only hidden paths to it.
 [[ -b $disk ]] || fail "expected the disk $disk of 06:00.0"
+free_disk() {
+    mountpoint -q /mnt && umount /mnt
+    swapoff "$disk" 2>/dev/null
+    vgchange -qq -an lab 2>/dev/null
+    mdadm -q --stop /dev/md9 2>/dev/null
+    wipefs -qa "$disk"
+}
+trap free_disk EXIT
 define_guest own "$(hostdev 06:00.0)"
 define_guest unmanaged "$(hostdev 06:00.0 no)"
 define_guest disk "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='yes' namespace='1'><address domain='0x0000' bus='0x06' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/></disk>"
@@ -20,7 +28,7 @@ mount "$disk" /mnt
 refused "${disk#/dev/} is mounted at /mnt"
 umount /mnt
 
-mkswap -q "$disk"
+mkswap "$disk" >/dev/null
 swapon "$disk"
 refused "${disk#/dev/} is swapped to"
 swapoff "$disk"
@@ -31,20 +39,13 @@ refused "${disk#/dev/} is a member of md9"
 pvcreate -qq /dev/md9
 vgcreate -qq lab /dev/md9
 lvcreate -qq -n data -l 100%FREE lab
-refused "is a member of lab-data"
+refused "md9 is a member of lab-data"
 mkfs.ext4 -q /dev/lab/data
 mount /dev/lab/data /mnt
 refused "is mounted at /mnt"
-umount /mnt
-vgchange -qq -an lab
-mdadm -q --stop /dev/md9
-wipefs -qa "$disk"
-
-# Held by something that leaves no other trace.
-exec 7<"$disk"
+free_disk
 start own
 expect_driver 06:00.0 vfio-pci
 stop own
 expect_driver 06:00.0 nvme
-exec 7<&-
 remove_all_guests

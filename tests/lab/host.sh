@@ -1,0 +1,174 @@
+# Part of the lab driver: the life of one emulated host, from boot to its certain end.
+# shellcheck shell=bash
+# $run: directory with all state of this instance. ssh and QEMU work with names relative to it,
+# because the path of a Unix socket may have 107 bytes only.
+
+ssh_options=(-F /dev/null -i key -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null
+    -o LogLevel=ERROR -o ConnectTimeout=5 -o ControlPath=ssh.ctl)
+
+accelerator() {
+    case ${LAB_ACCEL:-auto} in
+        auto) if kvm_works; then echo kvm; else echo tcg; fi ;;
+        kvm | tcg) echo "$LAB_ACCEL" ;;
+        *) die "LAB_ACCEL is kvm or tcg, not $LAB_ACCEL" ;;
+    esac
+}
+
+# That /dev/kvm opens and makes a VM says little: there are software stand-ins on CPUs without vmx or svm
+# on which no ordinary kernel gets anywhere.
+kvm_works() {
+    [[ -w /dev/kvm ]] && grep -qwE 'vmx|svm' /proc/cpuinfo &&
+        echo quit | timeout 10 qemu-system-x86_64 -M none -accel kvm -nodefaults -display none -monitor stdio >/dev/null 2>&1
+}
+
+free_port() {
+    local port
+    while port=$((20000 + RANDOM % 12000)); (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+    echo "$port"
+}
+
+qemu_command() {
+    local accel cpu snapshot=$1
+    accel=$(accelerator)
+    case $accel in
+        kvm) cpu=host ;;
+        # Nehalem: of `max`, emulated 5-level paging, SMAP and AVX cost a fifth of all time and give nothing here.
+        tcg) accel+=,thread=multi cpu=Nehalem ;;
+    esac
+    # shellcheck disable=SC2054 # the commas are QEMU's
+    qemu=(qemu-system-x86_64 -name "lab-$LAB_NAME" -machine q35,kernel-irqchip=split -accel "$accel" -cpu "$cpu"
+        -smp 2 -m "$LAB_MEMORY" -nodefaults -display none -pidfile qemu.pid -serial file:console.log
+        -monitor unix:monitor,server=on,wait=off
+        -kernel "$image/vmlinuz" -initrd "$image/initrd"
+        -append "root=/dev/vda rw console=ttyS0 quiet fsck.mode=skip mitigations=off cryptomgr.notests $LAB_KERNEL"
+        -device "intel-iommu,intremap=on"
+        -drive "if=none,id=root,file=$image/root.img,format=raw,cache=unsafe,$snapshot"
+        -device "virtio-blk-pci,bus=pcie.0,addr=0x1,drive=root")
+    topology
+}
+
+# With LAB_OWNED the host dies with this process whatever ends it; without, the life limit is the last resort.
+# Not in a subshell: the death signal is bound to the process that forks.
+launch() {
+    local port qemu
+    local -a owner=(setsid)
+    [[ -z ${LAB_OWNED:-} ]] || owner=(setpriv --pdeathsig TERM)
+    port=$(free_port)
+    qemu_command "$1"
+    pushd "$run" >/dev/null || die "no directory $run"
+    rm -f qemu.pid qemu.log console.log ssh.ctl
+    cp -p "$image/key" key
+    echo "$port" >port
+    : >namespace.img
+    truncate -s 64M namespace.img
+    "${owner[@]}" timeout --kill-after=10 "$LAB_LIFE" "${qemu[@]}" </dev/null >qemu.log 2>&1 &
+    echo $! >pid
+    popd >/dev/null || true
+}
+
+# Another process may take the port between the look and QEMU's bind: try again with another one.
+boot() {
+    local snapshot=${1:-snapshot=on} try
+    mkdir -p "$run"
+    is_up && die "host $LAB_NAME is already up"
+    for try in 1 2 3; do
+        launch "$snapshot"
+        wait_ssh "$LAB_BOOT_DEADLINE" && return
+        grep -qs 'Could not set up host forwarding' "$run/qemu.log" || break
+        note "port taken, try $try"
+    done
+    { tail -n 30 "$run/console.log" "$run/qemu.log" || true; } >&2
+    down
+    die "host $LAB_NAME did not answer on ssh within $LAB_BOOT_DEADLINE s; the tail of its console is above"
+}
+
+# The pid counts only while it is really ours: numbers are used again.
+is_running() {
+    local pid
+    pid=$(cat "$run/$1" 2>/dev/null) && [[ -n $pid ]] && grep -qszxF -- "lab-$LAB_NAME" "/proc/$pid/cmdline" &&
+        [[ $(readlink "/proc/$pid/cwd") == "$(readlink -f "$run")" ]]
+}
+
+is_up() { is_running pid || is_running qemu.pid; }
+
+wait_gone() {
+    local end=$((SECONDS + $1))
+    while is_up; do
+        ((SECONDS < end)) || return 1
+        sleep 0.1
+    done
+}
+
+# One connection is kept for all later commands. Its output is closed: a master that holds
+# the caller's stdout would keep a pipe behind `lab up` open.
+connect() {
+    (cd "$run" && timeout 20 ssh "${ssh_options[@]}" -o ControlMaster=yes -o ControlPersist=yes \
+        -p "$(<port)" -fN root@127.0.0.1 </dev/null >/dev/null 2>&1)
+}
+
+disconnect() {
+    [[ ! -S $run/ssh.ctl ]] || (cd "$run" && timeout 5 ssh "${ssh_options[@]}" -O exit lab </dev/null >/dev/null 2>&1) || true
+    rm -f "$run/ssh.ctl"
+}
+
+# QEMU's user network accepts at once; only a session that opens means that sshd is there.
+wait_ssh() {
+    local end=$((SECONDS + $1))
+    until connect; do
+        ((SECONDS < end)) && is_up || return 1
+        sleep 0.2
+    done
+}
+
+# Runs one line of shell inside, as root.
+inside() {
+    [[ -f $run/port ]] || die "host $LAB_NAME is not up; start it with: lab up"
+    (cd "$run" && exec ssh "${ssh_options[@]}" -o ControlMaster=no -p "$(<port)" ${ssh_tty:+-t} root@127.0.0.1 "$@")
+}
+
+monitor() {
+    [[ -S $run/monitor ]] || die "host $LAB_NAME is not up; start it with: lab up"
+    # -t: how long to wait for an answer after the command is sent.
+    (cd "$run" && printf '%s\n' "$1" | timeout 30 socat -t 2 - UNIX-CONNECT:monitor) |
+        sed -e 's/\r//g' -e '1d' -e 's/^(qemu) .*\x1b\[K//' -e '/^(qemu) $/d'
+}
+
+# The disk stays as it is, /run does not. `hard` is a power cut: nothing is written back before.
+reboot_host() {
+    local before
+    before=$(inside cat /proc/sys/kernel/random/boot_id)
+    [[ ${1:-} == --hard ]] || inside sync
+    disconnect
+    monitor system_reset >/dev/null
+    wait_ssh "$LAB_BOOT_DEADLINE" || die "host $LAB_NAME did not come back after a reset"
+    [[ $(inside cat /proc/sys/kernel/random/boot_id) != "$before" ]] || die "host $LAB_NAME did not reset"
+}
+
+save_logs() {
+    local dir=$1
+    mkdir -p "$dir"
+    cp "$run/console.log" "$run/qemu.log" "$dir/" 2>/dev/null || true
+    note "logs are in $dir"
+    is_up || return 0
+    timeout 60 "$lab_dir/lab" run journalctl --no-pager -o short-precise >"$dir/journal.log" 2>&1 || true
+    timeout 60 "$lab_dir/lab" run tar -C /var/log -cf - libvirt 2>/dev/null | tar -C "$dir" -xf - 2>/dev/null || true
+}
+
+# TERM to `timeout` reaches QEMU; KILL would not, so that one goes to QEMU itself.
+down() {
+    local file
+    is_up || {
+        rm -f "$run"/{port,ssh.ctl}
+        return 0
+    }
+    disconnect
+    for file in pid qemu.pid; do
+        ! is_running "$file" || kill "$(<"$run/$file")" 2>/dev/null || true
+    done
+    rm -f "$run/port"
+    wait_gone 5 && return
+    for file in qemu.pid pid; do
+        ! is_running "$file" || kill -KILL "$(<"$run/$file")" 2>/dev/null || true
+    done
+    wait_gone 5 || die "host $LAB_NAME (pid $(<"$run/qemu.pid")) does not end"
+}

@@ -1,0 +1,147 @@
+# Part of the lab driver: the recipe of the emulated host's root file system.
+# Its text is hashed: any change here, or of a variable it is built from, means a new image.
+# shellcheck shell=bash
+
+image_packages() {
+    # the host itself
+    echo linux-image-amd64 initramfs-tools zstd systemd-sysv udev dbus openssh-server
+    # apparmor: libvirtd and its guests must be confined as on a real Debian
+    echo libvirt-daemon-system libvirt-clients qemu-system-x86 apparmor
+    # what scenarios look with, and what can make a host need a device (mounts, LVM, md, dm)
+    echo iproute2 pciutils kmod lvm2 mdadm dmsetup e2fsprogs nvme-cli
+    echo strace hyperfine procps psmisc jq libxml2-utils
+}
+
+image_hash() {
+    { cat "$lab_dir/image.sh"; echo "$LAB_SUITE $ssh_function"; } | sha256sum | cut -c1-16
+}
+
+image_is_current() {
+    [[ -f $image/recipe && $(<"$image/recipe") == "$(image_hash)" ]]
+}
+
+# Builds in a directory of its own and renames at the end: an interrupted build leaves no half image,
+# and a host that runs from the old one keeps its files.
+build_image() {
+    local work
+    image_is_current && return
+    [[ $EUID -eq 0 ]] || die "building the image of the emulated host needs root"
+    # We hold the lock: what is there is of a build that was killed.
+    rm -rf "$lab_target"/build.*
+    work=$lab_target/build.$$
+    # shellcheck disable=SC2064 # the directory of this build, whatever $work is later
+    trap "rm -rf '$work'" EXIT
+    mkdir -p "$work/image"
+    ssh-keygen -q -t ed25519 -N '' -C lab -f "$work/image/key"
+    note "building the root image ($LAB_SUITE), some minutes"
+    bootstrap "$work/root"
+    configure_root "$work/root" "$work/image/key.pub"
+    pack_root "$work/root" "$work/image"
+    bake "$work/image"
+    image_hash >"$work/image/recipe"
+    rm -rf "$image"
+    mv "$work/image" "$image"
+    rm -rf "$work"
+    trap - EXIT
+}
+
+bootstrap() {
+    local root=$1 sources
+    local -a unwanted=('/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*'
+        /usr/share/initramfs-tools/{hooks,scripts/local-{block,bottom,top}}/{mdadm,lvm2,dmsetup})
+    initrd_settings "$root.skeleton"
+    sources=$(debian_sources "$LAB_SUITE")
+    # A machine of another release has no entry of this suite: use its own mirror with the suite's name.
+    [[ -n $sources ]] || sources=$(debian_sources "$(codename)" | sed "s/ $(codename) main$/ $LAB_SUITE main/")
+    [[ -n $sources ]] || die "no apt source of Debian found on this machine to build $LAB_SUITE from"
+    mmdebstrap --mode=root --variant=apt --include="$(image_packages | xargs | tr ' ' ,)" \
+        --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \
+        "${unwanted[@]/#/--dpkgopt=path-exclude=}" \
+        --essential-hook="sync-in $root.skeleton /" \
+        "$LAB_SUITE" "$root" - <<<"$sources" >"$lab_target/build.log" 2>&1 && return
+    tail -n 30 "$lab_target/build.log" >&2
+    die "mmdebstrap failed; all of its output is in $lab_target/build.log"
+}
+
+# Goes in before the kernel is installed, so that its one initrd is already the small one:
+# the host boots from virtio alone.
+initrd_settings() {
+    local dir=$1/etc/initramfs-tools
+    mkdir -p "$dir/conf.d"
+    printf 'MODULES=list\nCOMPRESS=zstd\n' >"$dir/conf.d/lab"
+    printf 'virtio_pci\nvirtio_blk\next4\n' >"$dir/modules"
+}
+
+configure_root() {
+    local root=$1 key=$2
+    echo host >"$root/etc/hostname"
+    printf '127.0.0.1 localhost host\n' >"$root/etc/hosts"
+    echo '/dev/vda / ext4 defaults 0 0' >"$root/etc/fstab"
+    configure_ssh "$root" "$key"
+    configure_network "$root"
+    mask_slow_units "$root"
+    # Not loaded for anything here, and each costs udev time at every boot.
+    printf 'blacklist %s\n' psmouse pcspkr serio_raw iTCO_wdt cfg80211 joydev >"$root/etc/modprobe.d/lab.conf"
+}
+
+configure_ssh() {
+    local root=$1 key=$2
+    install -d -m 700 "$root/root/.ssh"
+    install -m 600 "$key" "$root/root/.ssh/authorized_keys"
+    # Many commands share one connection; PAM would only slow each of them.
+    printf 'MaxSessions 100\nMaxStartups 100\nUsePAM no\n' >"$root/etc/ssh/sshd_config.d/lab.conf"
+}
+
+# networkd and not a one-shot: after an unbind and bind of the driver the host must be reachable again.
+configure_network() {
+    local root=$1
+    cat >"$root/etc/systemd/network/10-lab.network" <<-END
+		[Match]
+		Path=pci-0000:$ssh_function
+
+		[Network]
+		Address=10.0.2.15/24
+		Gateway=10.0.2.2
+		LinkLocalAddressing=no
+		IPv6AcceptRA=no
+		ConfigureWithoutCarrier=yes
+	END
+    systemctl --quiet --root="$root" enable systemd-networkd.service
+}
+
+mask_slow_units() {
+    local root=$1 unit
+    for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
+        fstrim.timer blk-availability.service nvmefc-boot-connections.service systemd-pstore.service logrotate.timer man-db.timer systemd-timesyncd.service systemd-networkd-wait-online.service \
+        getty@tty1.service serial-getty@ttyS0.service console-getty.service libvirt-guests.service \
+        lvm2-monitor.service nvmf-autoconnect.service mdcheck_continue.timer mdcheck_start.timer mdmonitor-oneshot.timer \
+        systemd-update-utmp.service systemd-update-utmp-runlevel.service; do
+        ln -sf /dev/null "$root/etc/systemd/system/$unit"
+    done
+}
+
+pack_root() {
+    local root=$1 out=$2
+    cp -L "$root"/boot/vmlinuz-* "$out/vmlinuz"
+    cp -L "$root"/boot/initrd.img-* "$out/initrd"
+    rm -rf "$root"/boot/initrd.img-* "$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/*
+    truncate -s 4G "$out/root.img"
+    PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$root" "$out/root.img"
+}
+
+# Boots the new image once for real and keeps what that wrote: host keys, AppArmor's compiled profiles and
+# above all libvirt's answers from probing QEMU, else every fresh boot pays for them again.
+bake() {
+    note "first boot of the image"
+    (
+        image=$1
+        run=$lab_target/run/bake.$$
+        trap 'down; rm -rf "$run"' EXIT
+        LAB_OWNED=1 boot snapshot=off
+        inside 'virsh -q capabilities >/dev/null && virsh -q domcapabilities --virttype qemu --machine pc >/dev/null'
+        inside 'aa-status --enabled && grep -q "^libvirtd (enforce)" /sys/kernel/security/apparmor/profiles' ||
+            die "libvirtd has no enforced AppArmor profile in the new image"
+        inside 'rm -rf /var/log/journal/*; sync; systemctl --no-block poweroff'
+        wait_gone 60 || die "the new image did not power off"
+    )
+}

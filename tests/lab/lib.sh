@@ -1,0 +1,255 @@
+# Helpers for scenarios, which run inside the emulated host; sourced, also by the driver's own checks.
+# A failing helper prints one line: what was expected and what was found.
+# shellcheck shell=bash
+
+readonly pci=/sys/bus/pci/devices
+readonly leases=/run/vfpool/leases
+
+fail() {
+    echo "FAIL: $*" >&2
+    exit 1
+}
+
+# 02:00.0 or 0000:02:00.0 -> 0000:02:00.0
+address() {
+    case $1 in
+        ????:*) echo "$1" ;;
+        *) echo "0000:$1" ;;
+    esac
+}
+
+# --- devices ---------------------------------------------------------------
+
+link_name() {
+    local target
+    target=$(readlink "$1") || target=none
+    echo "${target##*/}"
+}
+
+driver_of() { link_name "$pci/$(address "$1")/driver"; }
+
+group_of() { link_name "$pci/$(address "$1")/iommu_group"; }
+
+# Addresses of all devices of the group that ADDR is in, bridges too, one a line.
+group_members() { ls "$pci/$(address "$1")/iommu_group/devices"; }
+
+# Name of the network device of ADDR, or none.
+netdev_of() {
+    local dir
+    for dir in "$pci/$(address "$1")"/net/*; do
+        [[ -e $dir ]] && echo "${dir##*/}" && return
+    done
+    echo none
+}
+
+# Prints address, driver, driver_override and sriov_numvfs of every PCI device, sorted.
+snapshot_drivers() {
+    local dir override numvfs
+    for dir in "$pci"/*; do
+        # A VF can vanish between the listing and the look.
+        override=$(cat "$dir/driver_override" 2>/dev/null) || override=gone
+        numvfs=$(cat "$dir/sriov_numvfs" 2>/dev/null) || numvfs=-
+        echo "${dir##*/} driver=$(driver_of "${dir##*/}") override=$override numvfs=$numvfs"
+    done | sort
+}
+
+expect_driver() {
+    local found
+    found=$(driver_of "$1")
+    [[ $found == "$2" ]] || fail "driver of $1: expected $2, found $found"
+}
+
+expect_same_group() {
+    local other
+    for other in "${@:2}"; do
+        [[ $(group_of "$1") == "$(group_of "$other")" ]] ||
+            fail "group of $other: expected that of $1 ($(group_of "$1")), found $(group_of "$other")"
+    done
+}
+
+# Exactly these addresses and nothing else are in the group of the first one.
+expect_group() {
+    local expected found
+    expected=$(for a in "$@"; do address "$a"; done | sort | xargs)
+    found=$(group_members "$1" | sort | xargs)
+    [[ $found == "$expected" ]] || fail "group of $1: expected $expected, found $found"
+}
+
+# set_vfs PF N: from one number to another the kernel wants 0 in between. Returns when the VFs have settled.
+set_vfs() {
+    local file
+    file=$pci/$(address "$1")/sriov_numvfs
+    [[ $(<"$file") == 0 ]] || echo 0 >"$file"
+    [[ $2 == 0 ]] || echo "$2" >"$file"
+    udevadm settle --timeout=60
+}
+
+# bind ADDR DRIVER|none
+bind() {
+    local dir
+    dir=$pci/$(address "$1")
+    [[ ! -e $dir/driver ]] || address "$1" >"$dir/driver/unbind"
+    [[ $2 != none ]] || return 0
+    echo "$2" >"$dir/driver_override"
+    address "$1" >/sys/bus/pci/drivers_probe
+    echo >"$dir/driver_override"
+    expect_driver "$1" "$2"
+}
+
+# --- commands --------------------------------------------------------------
+
+# expect_fails TEXT CMD...: CMD has to fail and say TEXT.
+expect_fails() {
+    local text=$1 output status=0
+    shift
+    output=$("$@" 2>&1) || status=$?
+    [[ $status -ne 0 ]] || fail "$*: expected to fail with '$text', found success: $output"
+    [[ $output == *"$text"* ]] || fail "$*: expected the message '$text', found (exit $status): $output"
+}
+
+# expect_output TEXT CMD...: CMD has to succeed and say TEXT.
+expect_output() {
+    local text=$1 output status=0
+    shift
+    output=$("$@" 2>&1) || status=$?
+    [[ $status -eq 0 ]] || fail "$*: expected success, found exit $status: $output"
+    [[ $output == *"$text"* ]] || fail "$*: expected '$text', found: $output"
+}
+
+# wait_until SECONDS CMD...: CMD has to become true in time.
+wait_until() {
+    local limit=$1 end=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < end)) || fail "$*: expected to become true within $limit s, found it still false"
+        sleep 0.1
+    done
+}
+
+# --- guests ----------------------------------------------------------------
+
+# hostdev ADDR [managed]: the element for a PCI device; managed is yes unless given.
+hostdev() {
+    local address slot
+    address=$(address "$1")
+    slot=${address##*:}
+    printf "<hostdev mode='subsystem' type='pci' managed='%s'><source><address domain='0x%s' bus='0x%s' slot='0x%s' function='0x%s'/></source></hostdev>\n" \
+        "${2:-yes}" "${address%%:*}" "$(cut -d: -f2 <<<"$address")" "${slot%.*}" "${slot#*.}"
+}
+
+# guest_xml NAME [device xml...]: the smallest guest that really runs. A part that starts with
+# <metadata or <seclabel goes beside the devices. No disk: firmware finds nothing to boot and halts.
+# libvirtd itself is confined; a profile of its own for each guest would be compiled at every start,
+# 6 of 9 seconds when emulated. For a guest that has one: guest_xml NAME "<seclabel type='dynamic' model='apparmor'/>".
+guest_xml() {
+    local name=$1 part metadata='' devices='' seclabel="<seclabel type='none' model='apparmor'/>"
+    shift
+    for part in "$@"; do
+        case $part in
+            '<metadata'*) metadata+=$part ;;
+            '<seclabel'*) seclabel=$part ;;
+            *) devices+=$part ;;
+        esac
+    done
+    cat <<-END
+		<domain type='qemu'>
+		  <name>$name</name>
+		  $metadata
+		  <memory unit='MiB'>64</memory>
+		  <vcpu>1</vcpu>
+		  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+		  <on_poweroff>destroy</on_poweroff>
+		  <on_reboot>restart</on_reboot>
+		  <on_crash>destroy</on_crash>
+		  $seclabel
+		  <devices>
+		    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+		    <controller type='usb' model='none'/>
+		    <memballoon model='none'/>
+		    $devices
+		  </devices>
+		</domain>
+	END
+}
+
+define_guest() { virsh -q define /dev/stdin <<<"$(guest_xml "$@")" >/dev/null || fail "define_guest $1: expected success"; }
+
+start() { virsh -q start "$1" >/dev/null || fail "start of $1: expected success"; }
+
+stop() { virsh -q destroy "$1" >/dev/null || fail "stop of $1: expected success"; }
+
+state_of() { virsh -q domstate "$1" | head -n 1; }
+
+expect_state() {
+    local found
+    found=$(state_of "$1" 2>&1)
+    [[ $found == "$2" ]] || fail "state of $1: expected $2, found $found"
+}
+
+# PCI devices of the host that the running or next guest NAME gets, one address a line, sorted.
+devices_of() {
+    virsh dumpxml "${@:2}" "$1" | xmllint --xpath '//hostdev[@type="pci"]/source/address | //interface[@type="hostdev"]/source/address' - 2>/dev/null |
+        sed -nE "s/.*domain=\"0x(....)\" bus=\"0x(..)\" slot=\"0x(..)\" function=\"0x(.)\".*/\1:\2:\3.\4/p" | sort
+}
+
+remove_guest() {
+    virsh -q destroy "$1" >/dev/null 2>&1 || true
+    virsh -q undefine --managed-save --nvram "$1" >/dev/null 2>&1 || true
+}
+
+remove_all_guests() {
+    local name
+    for name in $(virsh -q list --all --name); do
+        remove_guest "$name"
+    done
+}
+
+# --- the hook and the host -------------------------------------------------
+
+# libvirtd looks for the hook only when it starts and at SIGHUP; asleep behind its socket it needs nothing.
+# The reload is done when it answers again.
+reload_libvirtd() {
+    systemctl --quiet is-active libvirtd && systemctl kill --signal=HUP libvirtd
+    virsh -q list >/dev/null
+}
+
+# without_hook CMD...: runs CMD with the hook out of libvirtd's sight and puts it back whatever happens.
+without_hook() (
+    hook=/etc/libvirt/hooks/qemu
+    aside=$hook.aside
+    if [[ -e $hook || -L $hook ]]; then
+        trap 'mv "$aside" "$hook"; reload_libvirtd' EXIT
+        mv "$hook" "$aside"
+        reload_libvirtd
+    fi
+    "$@"
+)
+
+# Lines of syslog since this scenario began that contain TEXT.
+logged() { journalctl -q --no-pager -o cat --since "@${scenario_began:-0}" | grep -F -- "$1"; }
+
+# For the driver: what nobody may leave behind, one line each.
+leftovers() {
+    virsh -q list --all | sed 's/^ *//; s/^/guest: /'
+    [[ ! -d $leases ]] || find "$leases" -type f -printf 'lease: %p\n'
+}
+
+# For the driver, as the package's scriptlets: make everyone see the files that were just copied.
+after_install() {
+    systemctl daemon-reload
+    udevadm control --reload
+    systemd-tmpfiles --create
+    enable_units
+    reload_libvirtd
+}
+
+enable_units() {
+    local file
+    for file in /usr/lib/systemd/system/vfpool*; do
+        [[ -e $file ]] || continue
+        systemctl --quiet preset "${file##*/}"
+        [[ $file != *.path ]] || systemctl start "${file##*/}"
+    done
+}
+
+scenario_began=$EPOCHSECONDS

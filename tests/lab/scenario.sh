@@ -1,0 +1,83 @@
+# Part of the lab driver: runs scenarios inside the host, one after the other, each from a clean state.
+# shellcheck shell=bash
+
+# The helpers of lib.sh, from outside.
+with_lib() { inside ". /run/lab/lib.sh; $1"; }
+
+# /run is empty after a reboot, so this is done before each scenario and before each look.
+send_lib() { inside 'mkdir -p /run/lab/scenarios && cat >/run/lab/lib.sh' <"$lab_dir/lib.sh"; }
+
+# Words after `# deadline:` in a scenario: its own limit in seconds.
+deadline_of() {
+    local own
+    own=$(sed -n 's/^# deadline: *\([0-9]*\).*/\1/p' "$1" | head -n 1)
+    echo "${own:-$LAB_DEADLINE}"
+}
+
+# `# runs: outside` is for those that need more than the host itself, as hot-add or a power cut:
+# they run on this machine and get at the host through "$LAB".
+run_scenario() {
+    local file=$1 limit
+    limit=$(deadline_of "$file")
+    if grep -q '^# runs: outside' "$file"; then
+        LAB=$lab_dir/lab timeout --kill-after=5 "$limit" bash "$file"
+    else
+        inside "cat >/run/lab/scenarios/scenario.sh" <"$file"
+        timeout --kill-after=5 $((limit + 20)) "$lab_dir/lab" run \
+            timeout --kill-after=5 "$limit" bash /run/lab/scenarios/scenario.sh
+    fi </dev/null
+}
+
+# Prints what a scenario left behind; nothing when the host is as it was.
+leftovers() {
+    local before=$1
+    send_lib
+    with_lib leftovers
+    diff --label before --label after -U0 <(echo "$before") <(with_lib snapshot_drivers) || true
+}
+
+one_scenario() {
+    local file=$1 name before output start=$SECONDS status=0 left
+    name=$(basename "$file" .sh)
+    send_lib
+    before=$(with_lib snapshot_drivers)
+    output=$(run_scenario "$file" 2>&1) || status=$?
+    left=$(leftovers "$before" 2>&1) || left="the host does not answer"
+    if [[ $status -eq 0 && -z $left ]]; then
+        echo "ok $name ($((SECONDS - start)) s)"
+        return
+    fi
+    echo "FAIL $name ($((SECONDS - start)) s): $(sed -n '1s/^# *//p' "$file")"
+    [[ $status -ne 124 ]] || echo "    it did not end within $(deadline_of "$file") s"
+    indent '    ' <<<"$output"
+    [[ -z $left ]] || indent '    left behind: ' <<<"$left"
+    save_logs "$LAB_LOGS/$name"
+    restore "$before" >/dev/null 2>&1 || note "$name: the host is not as before, not even after a reboot"
+    return 1
+}
+
+indent() { sed "s/^/$1/"; }
+
+# Following scenarios must not be disturbed. Definitions are on the disk, so they go once more after a reboot.
+restore() {
+    clean_up "$1" || { reboot_host --hard && clean_up "$1"; }
+}
+
+clean_up() {
+    send_lib
+    timeout 120 "$lab_dir/lab" run bash -c '. /run/lab/lib.sh; remove_all_guests' </dev/null || return
+    [[ -z $(leftovers "$1") ]]
+}
+
+run_scenarios() {
+    local file passed=0 failed=0
+    is_up || die "host $LAB_NAME is not up; start it with: lab up"
+    for file in "$@"; do
+        [[ -f $file ]] || die "no scenario $file"
+    done
+    for file in "$@"; do
+        if one_scenario "$file"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+    done
+    echo "$passed passed, $failed failed"
+    [[ $failed -eq 0 ]]
+}

@@ -1,0 +1,47 @@
+# Part of the lab driver: the machine that QEMU shows to the emulated host. README.md has the table.
+# shellcheck shell=bash
+
+# Carries ssh and the default route. Bus numbers follow the order of the ports' slots, as firmware counts them.
+readonly ssh_function=07:00.0
+
+# Each port has a slot of its own on the root bus; a `chassis` may not occur twice.
+port() {
+    local id=$1 slot=$2
+    shift 2
+    qemu+=(-device "pcie-root-port,id=$id,bus=pcie.0,addr=$slot,chassis=$((slot))$(printf ',%s' "$@")")
+}
+
+device() { qemu+=(-device "$1"); }
+
+# Option ROMs are left out: nothing boots from these cards and firmware would try each.
+topology() {
+    port acs 0x2
+    device igb,bus=acs,romfile=
+
+    port pair 0x3
+    device e1000e,bus=pair,addr=0x0.0,multifunction=on,romfile=
+    device e1000e,bus=pair,addr=0x0.1,romfile=
+
+    port noacs 0x4 disable-acs=on
+    device igb,bus=noacs,romfile=
+
+    port conventional 0x5
+    device pcie-pci-bridge,id=bridge,bus=conventional
+    device e1000,bus=bridge,addr=0x1,romfile=
+    device e1000,bus=bridge,addr=0x2,romfile=
+
+    port storage 0x6
+    device nvme-subsys,id=subsys
+    device nvme,id=nvme,bus=storage,serial=lab,subsys=subsys,sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=12,msix_qsize=13
+    device nvme-ns,bus=nvme,drive=namespace,nsid=1
+    qemu+=(-drive "if=none,id=namespace,file=namespace.img,format=raw")
+
+    port route 0x7
+    device e1000e,bus=route,addr=0x0.0,multifunction=on,netdev=ssh,romfile=
+    device e1000e,bus=route,addr=0x0.1,romfile=
+    # restrict: the host needs nothing from outside, and tests must not depend on it.
+    qemu+=(-netdev "user,id=ssh,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22")
+
+    # Stays empty for `lab monitor 'device_add igb,bus=hot0,...'`; the reserve is for the VFs' BARs.
+    port hot0 0x8 pref64-reserve=32M,mem-reserve=4M
+}
