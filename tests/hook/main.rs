@@ -1,0 +1,6 @@
+//! The hook as libvirt runs it, on the fake host: one file for each subject.
+
+#[path = "../fakehost/mod.rs"]
+mod fakehost;
+
+mod plain;
