@@ -395,6 +395,10 @@ impl Host {
         self.tree.link(&format!("{folder}/subsystem"), "sys/class/block");
         self.tree.link(&format!("sys/class/block/{name}"), folder);
         self.tree.put(&format!("dev/{name}"), "");
+        let disk = Path::new(folder).parent().unwrap().join("dev");
+        if self.path(disk.to_str().unwrap()).exists() {
+            self.tree.put(&format!("{folder}/partition"), "1\n");
+        }
     }
 
     /// Mounts a file system: its number, the mount point, the device as /proc/mounts shows it.

@@ -4,3 +4,4 @@
 mod fakehost;
 
 mod plain;
+mod refusals;
