@@ -227,9 +227,10 @@ fn refuse_shared(take: &Take, owner: &Owner) -> Error {
     let address = take.function.device.address;
     let is_own = |role| matches!(role, Role::Managed | Role::Unmanaged);
     let both_own = is_own(take.role) && owner.held.as_ref().is_none_or(|held| is_own(held.role));
+    let theirs = if address == take.reason { "another device".to_owned() } else { address.to_string() };
     let what = match take.function.device.group {
         Some(group) if !both_own && take.role != Role::Vf => format!(
-            "{} is not free: guest '{other}' has {address} of the same IOMMU group {group}, and a group goes to one guest as \
+            "{} is not free: guest '{other}' has {theirs} of the same IOMMU group {group}, and a group goes to one guest as \
              a whole",
             take.reason
         ),
