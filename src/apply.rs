@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 const VFIO_PCI: &str = "vfio-pci";
 
+/// The PF's switch for host drivers on new VFs, from kernel 4.12 on.
+const AUTOPROBE: &str = "sriov_drivers_autoprobe";
+
 /// Moves devices on one host.
 pub struct Mover<'a> {
     /// The host.
@@ -144,7 +147,7 @@ impl Mover<'_> {
         let address = device.address;
         let current = device.driver.as_deref();
         let wanted = held.driver.as_deref();
-        if current != wanted && device.on_host_driver() {
+        if current != wanted && device.on_host_driver() && !self.is_probed_vf(device, held) {
             self.log.warning(format_args!(
                 "{address} was {} before guest '{}' and is on {} now; somebody else has moved it, so it stays",
                 on(wanted),
@@ -176,7 +179,7 @@ impl Mover<'_> {
         }
         self.unbind(device)?;
         if let Some(driver) = wanted {
-            self.write(&self.host.driver(driver).join("bind"), &address.to_string())
+            self.bind_host(device, driver, held)
                 .map_err(|error| error.during(format_args!("Cannot give {address} back to {driver}")))?;
         }
         self.expect_driver(address, wanted)?;
@@ -187,6 +190,29 @@ impl Mover<'_> {
             self.guest
         ));
         Ok(())
+    }
+
+    /// A VF made anew where host drivers cannot be kept from probing it: that nobody has chosen.
+    fn is_probed_vf(&self, device: &Device, held: &Held) -> bool {
+        let has_switch = |pf| self.host.device(pf).join(AUTOPROBE).exists();
+        held.role == Role::Vf && device.physfn.is_some_and(|pf| !has_switch(pf))
+    }
+
+    /// A driver binds only what its id table or `driver_override` tells it to. A VF that is made anew has lost what an
+    /// override, cleared since, once did for it; so the override does that again, and is restored.
+    fn bind_host(&self, device: &Device, driver: &str, held: &Held) -> Result<()> {
+        let bind = self.host.driver(driver).join("bind");
+        let address = device.address.to_string();
+        match sysfs::try_write(&bind, &address, self.limit) {
+            Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) && device.driver_override.is_some() => {
+                let driver_override = self.host.device(device.address).join("driver_override");
+                self.write(&driver_override, driver)?;
+                let bound = self.write(&bind, &address);
+                self.write(&driver_override, held.driver_override.as_deref().unwrap_or("\n"))?;
+                bound
+            }
+            result => result.map_err(|cause| sysfs::write_error(&bind, &address, self.limit, &cause)),
+        }
     }
 
     /// Makes the VFs again that went when their PF was taken; each is then given back like any other device.
@@ -214,7 +240,7 @@ impl Mover<'_> {
     /// such switch probe them, which is what they did when the VFs were first made.
     fn set_numvfs(&self, pf: &Device, count: u32) -> Result<()> {
         let folder = self.host.device(pf.address);
-        let autoprobe = folder.join("sriov_drivers_autoprobe");
+        let autoprobe = folder.join(AUTOPROBE);
         let switch = count > 0 && sysfs::read_optional(&autoprobe)?.as_deref() == Some("1");
         if switch {
             self.write(&autoprobe, "0")?;

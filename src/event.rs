@@ -344,7 +344,7 @@ impl<'a> Events<'a> {
         let mut failure = None;
         for held in lease.devices.iter().rev() {
             // VFs come back only with their PF, which stands behind them.
-            let result = if held.role == Role::Vf && !kept.is_empty() {
+            let result = if held.role == Role::Vf && kept.iter().any(|kept: &Held| kept.numvfs > 0) {
                 Ok(false)
             } else {
                 mover.give_back(held, lease.state == State::Returning)
