@@ -238,9 +238,9 @@ pub unsafe extern "C" fn freeifaddrs(mut list: *mut ifaddrs) {
     }
 }
 
-/// A line of `faults`: `[open-]errno NAME PATH [VALUE]`, `[open-]hang PATH [VALUE]` or `ignore PATH [VALUE]`.
+/// A line of `faults`: `VERB errno NAME PATH [VALUE]`, `VERB hang PATH [VALUE]` or `VERB ignore PATH [VALUE]`.
 ///
-/// PATH is the end of the file's real path, VALUE what is written. A hang ends when its line is taken out of the file,
+/// VERB is `open` (of what is there already), `create`, `write`, `rename`, `symlink`, `unlink` or `mkdir`. PATH is the end of the file's real path, VALUE what is written. A hang ends when its line is taken out of the file,
 /// and then the call is made after all, as a driver that sleeps for long does.
 enum Fault {
     Errno(Errno),
@@ -264,11 +264,10 @@ impl Kernel {
 
     fn fault(&self, verb: &str, file: &str, value: &str) -> Option<Fault> {
         self.tree.get("faults")?.lines().find_map(|line| {
-            let (of, rest) = line.strip_prefix("open-").map_or(("change", line), |rest| ("open", rest));
-            if (verb == "open") != (of == "open") {
+            let mut field = line.split(' ');
+            if field.next()? != verb {
                 return None;
             }
-            let mut field = rest.split(' ');
             let fault = match field.next()? {
                 "errno" => Fault::Errno(match field.next()? {
                     "EBUSY" => Errno::EBUSY,

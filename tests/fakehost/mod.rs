@@ -505,10 +505,16 @@ impl Host {
     /// What VFIO asks of a group before QEMU may have it: no endpoint on a host driver.
     #[track_caller]
     pub(crate) fn assert_viable(&self, group: u32) {
+        self.assert_viable_without("", group);
+    }
+
+    /// The same before libvirt has taken this device.
+    #[track_caller]
+    pub(crate) fn assert_viable_without(&self, device: &str, group: u32) {
         for member in self.tree.names(format!("sys/kernel/iommu_groups/{group}/devices")) {
             let driver = self.driver(&member);
             let is_free = matches!(driver.as_deref(), None | Some("vfio-pci" | "pcieport"));
-            assert!(is_free, "group {group} is not viable: {member} is on {driver:?}");
+            assert!(is_free || member == device, "group {group} is not viable: {member} is on {driver:?}");
         }
     }
 

@@ -3,5 +3,7 @@
 #[path = "../fakehost/mod.rs"]
 mod fakehost;
 
+mod input;
 mod plain;
 mod refusals;
+mod sriov;

@@ -299,8 +299,8 @@ fn syslog_gets_one_line_a_change() {
     host.hook("web", "start", &xml).run().ok_silently();
     assert_eq!(lines(), [""; 0]);
     host.prepare("db", &domain_with("db", &[SECOND])).refused(
-        "guest 'db': 0000:02:00.0 (sibling of 0000:02:00.1) is not free: guest 'web' has it. Stop 'web' first, or use another \
-         device",
+        "guest 'db': 0000:02:00.1 is not free: guest 'web' has another device of the same IOMMU group 8, and a group goes to \
+         one guest as a whole. Stop 'web' first, or use another device",
     );
     let told = lines();
     assert!(matches!(told.as_slice(), [line] if line.starts_with("<27>") && line.contains("guest 'db'")), "{told:?}");

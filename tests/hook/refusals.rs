@@ -31,14 +31,11 @@ fn a_group_goes_to_one_guest() {
     host.prepare("web", &domain_with("web", &[FIRST])).ok();
     let running = host.snapshot();
     for (device, reason) in [
-        (
-            FIRST,
-            "0000:02:00.1 (sibling of 0000:02:00.0) is not free: guest 'web' has another device of IOMMU group 8, and a group \
-             goes to one guest as a whole. Stop 'web' first, or use another device",
-        ),
+        (FIRST, "0000:02:00.0 is not free: guest 'web' has it. Stop 'web' first, or use another device"),
         (
             SECOND,
-            "0000:02:00.0 (sibling of 0000:02:00.1) is not free: guest 'web' has it. Stop 'web' first, or use another device",
+            "0000:02:00.1 is not free: guest 'web' has another device of the same IOMMU group 8, and a group goes to one guest \
+             as a whole. Stop 'web' first, or use another device",
         ),
     ] {
         let xml = domain_with("db", &[device]);
@@ -53,15 +50,13 @@ fn a_group_goes_to_one_guest() {
 }
 
 #[test]
-fn a_sibling_of_another_guest_is_named_as_such() {
+fn a_device_that_joins_a_group_in_use_is_refused() {
     let host = Host::with_pair();
+    host.prepare("web", &domain_with("web", &[FIRST])).ok();
     host.add(Device::new("0000:02:00.2").behind("0000:00:02.0").group(8));
-    host.prepare("web", &domain_with("web", &["0000:02:00.2"])).ok();
-    // The function that the other guest has itself is pulled out; what is left of its group are siblings.
-    host.remove("0000:02:00.2");
-    host.prepare("db", &domain_with("db", &[FIRST])).refused(
-        "guest 'db': 0000:02:00.1 (sibling of 0000:02:00.0) is not free: guest 'web' has another device of IOMMU group 8, and \
-         a group goes to one guest as a whole. Stop 'web' first, or use another device",
+    host.prepare("db", &domain_with("db", &["0000:02:00.2"])).refused(
+        "guest 'db': 0000:02:00.2 is not free: guest 'web' has 0000:02:00.1 of the same IOMMU group 8, and a group goes to one \
+         guest as a whole. Stop 'web' first, or use another device",
     );
 }
 
@@ -249,7 +244,7 @@ fn what_is_made_of_a_disk_is_looked_through() {
 #[test]
 fn a_disk_that_the_kernel_holds_is_needed() {
     let host = host_with_disk();
-    host.faults("open-errno EBUSY dev/nvme0n1p1");
+    host.faults("open errno EBUSY dev/nvme0n1p1");
     sibling_is_needed(&host, "nvme0n1p1 is in use (claimed in the kernel)", "Stop what uses /dev/nvme0n1p1");
 }
 
@@ -259,7 +254,7 @@ fn a_disk_that_does_not_answer_is_not_taken() {
     host.settings("<deadline seconds='1'/>");
     let node = host.path("dev/nvme0n1").display().to_string();
     for (fault, cause) in [("errno EIO", "Input/output error (os error 5)"), ("hang", "timed out")] {
-        host.faults(&format!("open-{fault} dev/nvme0n1"));
+        host.faults(&format!("open {fault} dev/nvme0n1"));
         refused(
             &host,
             &domain_with("web", &[FIRST]),
