@@ -12,6 +12,8 @@ use crate::log::Log;
 use crate::process;
 use crate::sysfs::{self, Device, is_vfio};
 use nix::errno::Errno;
+use std::cell::Cell;
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +33,8 @@ pub struct Mover<'a> {
     pub guest: &'a str,
     /// How long each step may take.
     pub limit: Duration,
+    /// Set once a write was left behind hanging in the kernel: what it does, it may still do at any later time.
+    pub hangs: Cell<bool>,
 }
 
 impl Mover<'_> {
@@ -75,7 +79,15 @@ impl Mover<'_> {
     }
 
     fn write(&self, path: &Path, value: &str) -> Result<()> {
-        sysfs::write(path, value, self.limit)
+        self.try_write(path, value).map_err(|cause| sysfs::write_error(path, value, self.limit, &cause))
+    }
+
+    fn try_write(&self, path: &Path, value: &str) -> io::Result<()> {
+        sysfs::try_write(path, value, self.limit).inspect_err(|cause| {
+            if cause.kind() == io::ErrorKind::TimedOut {
+                self.hangs.set(true);
+            }
+        })
     }
 
     fn bind_vfio(&self, device: &Device, held: &Held) -> Result<()> {
@@ -112,7 +124,7 @@ impl Mover<'_> {
         let before = sysfs::names(&driver)?;
         self.unbind(device)?;
         let new_id = driver.join("new_id");
-        let added = match sysfs::try_write(&new_id, &id, self.limit) {
+        let added = match self.try_write(&new_id, &id) {
             Ok(()) => true,
             Err(cause) if cause.raw_os_error() == Some(Errno::EEXIST as i32) => false,
             Err(cause) => return Err(sysfs::write_error(&new_id, &id, self.limit, &cause)),
@@ -135,7 +147,7 @@ impl Mover<'_> {
     fn unbind(&self, device: &Device) -> Result<()> {
         let Some(driver) = &device.driver else { return Ok(()) };
         let unbind = self.host.driver(driver).join("unbind");
-        match sysfs::try_write(&unbind, &device.address.to_string(), self.limit) {
+        match self.try_write(&unbind, &device.address.to_string()) {
             Ok(()) => Ok(()),
             // Somebody else was faster.
             Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
@@ -149,7 +161,7 @@ impl Mover<'_> {
         let wanted = held.driver.as_deref();
         if current != wanted && device.on_host_driver() && !self.is_probed_vf(device, held) {
             self.log.warning(format_args!(
-                "{address} was {} before guest '{}' and is on {} now; somebody else has moved it, so it stays",
+                "{address} was {} before guest '{}' and is {} now; somebody else has moved it, so it stays",
                 on(wanted),
                 self.guest,
                 on(current)
@@ -203,7 +215,7 @@ impl Mover<'_> {
     fn bind_host(&self, device: &Device, driver: &str, held: &Held) -> Result<()> {
         let bind = self.host.driver(driver).join("bind");
         let address = device.address.to_string();
-        match sysfs::try_write(&bind, &address, self.limit) {
+        match self.try_write(&bind, &address) {
             Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) && device.driver_override.is_some() => {
                 let driver_override = self.host.device(device.address).join("driver_override");
                 self.write(&driver_override, driver)?;
