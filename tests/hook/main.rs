@@ -3,6 +3,8 @@
 #[path = "../fakehost/mod.rs"]
 mod fakehost;
 
+mod endings;
+mod failures;
 mod input;
 mod plain;
 mod refusals;
