@@ -227,15 +227,25 @@ impl Mover<'_> {
         }
     }
 
-    /// Makes the VFs again that went when their PF was taken; each is then given back like any other device.
+    /// Makes the VFs again that went when their PF was taken. They are not probed by the host's drivers: each gets the
+    /// driver it had, by its own record. Kernels that have no such switch probe them, which is what they did when the VFs
+    /// were first made.
     fn restore_vfs(&self, held: &Held) -> Result<()> {
         if held.numvfs == 0 {
             return Ok(());
         }
         let Some(pf) = self.find(held)? else { return Ok(()) };
-        if pf.numvfs > 0 {
-            return Ok(());
+        let made = if pf.numvfs > 0 { Ok(()) } else { self.make_vfs(&pf, held) };
+        // Also after a kill between the writes of an earlier call.
+        if held.drivers_autoprobe == Some(true)
+            && sysfs::device(self.host, pf.address)?.is_some_and(|pf| pf.drivers_autoprobe == Some(false))
+        {
+            self.write(&self.host.device(pf.address).join(AUTOPROBE), "1")?;
         }
+        made
+    }
+
+    fn make_vfs(&self, pf: &Device, held: &Held) -> Result<()> {
         if pf.driver != held.driver {
             return Err(Error::new(format!(
                 "Cannot make the {} VFs of {} again: it is {}, and was {}",
@@ -245,23 +255,14 @@ impl Mover<'_> {
                 on(held.driver.as_deref())
             )));
         }
-        self.set_numvfs(&pf, held.numvfs)
+        if pf.drivers_autoprobe == Some(true) {
+            self.write(&self.host.device(pf.address).join(AUTOPROBE), "0")?;
+        }
+        self.set_numvfs(pf, held.numvfs)
     }
 
-    /// New VFs are not probed by the host's drivers: each gets the driver it had, by its own record. Kernels that have no
-    /// such switch probe them, which is what they did when the VFs were first made.
     fn set_numvfs(&self, pf: &Device, count: u32) -> Result<()> {
-        let folder = self.host.device(pf.address);
-        let autoprobe = folder.join(AUTOPROBE);
-        let switch = count > 0 && sysfs::read_optional(&autoprobe)?.as_deref() == Some("1");
-        if switch {
-            self.write(&autoprobe, "0")?;
-        }
-        let result = self.write(&folder.join("sriov_numvfs"), &count.to_string());
-        if switch {
-            self.write(&autoprobe, "1")?;
-        }
-        result?;
+        self.write(&self.host.device(pf.address).join("sriov_numvfs"), &count.to_string())?;
         self.log.info(format_args!("{}: {} VFs -> {count} (guest '{}')", pf.address, pf.numvfs, self.guest));
         Ok(())
     }

@@ -300,6 +300,7 @@ impl<'a> Events<'a> {
                     driver: device.driver,
                     driver_override: device.driver_override.flatten(),
                     numvfs: device.numvfs,
+                    drivers_autoprobe: device.drivers_autoprobe.filter(|_| device.numvfs > 0),
                 });
             }
         }

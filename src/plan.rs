@@ -132,6 +132,8 @@ impl Take<'_> {
             driver_override: before
                 .map_or_else(|| device.driver_override.clone().flatten(), |held| held.driver_override.clone()),
             numvfs: before.map_or(device.numvfs, |held| held.numvfs),
+            drivers_autoprobe: before
+                .map_or(device.drivers_autoprobe.filter(|_| device.numvfs > 0), |held| held.drivers_autoprobe),
         }
     }
 
