@@ -5,16 +5,17 @@
 //!
 //! The library is an example of this package, which plain `cargo test` builds; `cargo test --test hook` alone does not.
 
+#[allow(dead_code)] // the kernel uses the rest
 mod tree;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 use tree::{Function, Tree};
@@ -250,15 +251,20 @@ impl Running {
 /// The host. Its libvirtd is this very process, the parent of every hook.
 pub(crate) struct Host {
     _folder: tempfile::TempDir,
+    /// Programs stand elsewhere, as /dev/shm may be mounted noexec.
+    programs: OnceLock<tempfile::TempDir>,
     tree: Tree,
 }
 
 impl Host {
     /// A host with an IOMMU, drivers, and no devices.
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        // In memory: thousands of small files on a disk that is busy take minutes.
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let folder = tempfile::tempdir_in(parent).unwrap();
         let tree = Tree { root: fs::canonicalize(folder.path()).unwrap() };
-        let host = Self { _folder: folder, tree };
+        let host = Self { _folder: folder, programs: OnceLock::new(), tree };
         for (driver, table) in [
             ("e1000e", "8086:10d3"),
             ("igb", "8086:10c9\nremoves-vfs"),
@@ -312,13 +318,14 @@ impl Host {
         let root = self.tree.root.display();
         let load = format!("load() {{ mv {root}/hw/vfio-pci {root}/sys/bus/pci/drivers/; }}");
         let script = format!("#!/bin/sh\nunset LD_PRELOAD\n{load}\necho \"$@\" >{root}/modprobe.called\n{modprobe}\n");
+        let program = self.programs.get_or_init(|| tempfile::tempdir().unwrap()).path().join("modprobe");
         // Through a child: a test thread that forks while the file is open for writing would make running it fail (ETXTBSY).
         let mut shell = Command::new("/bin/sh");
-        let mut shell =
-            shell.args(["-c", "cat >\"$0\""]).arg(self.path("sbin/modprobe")).stdin(Stdio::piped()).spawn().unwrap();
+        let shell = shell.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(&program).stdin(Stdio::piped());
+        let mut shell = shell.spawn().unwrap();
         shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
         assert!(shell.wait().unwrap().success());
-        fs::set_permissions(self.path("sbin/modprobe"), fs::Permissions::from_mode(0o755)).unwrap();
+        symlink(program, self.path("sbin/modprobe")).unwrap();
     }
 
     pub(crate) fn add(&self, device: Device) {

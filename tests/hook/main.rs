@@ -6,6 +6,8 @@ mod fakehost;
 mod endings;
 mod failures;
 mod input;
+mod kills;
 mod plain;
+mod races;
 mod refusals;
 mod sriov;
