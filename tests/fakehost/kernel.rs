@@ -14,7 +14,7 @@
 //! `drivers/pci/pci-driver.c` (matching, new_id, remove_id), `drivers/pci/pci-sysfs.c` and `iov.c` (sriov_*),
 //! `drivers/vfio/pci/vfio_pci_core.c` (what it refuses).
 #![allow(unsafe_code, missing_docs)]
-#![allow(clippy::missing_safety_doc)] // the C library's functions, documented there
+#![allow(clippy::missing_safety_doc, clippy::missing_panics_doc)] // the C library's functions, documented there
 
 mod tree;
 
@@ -226,6 +226,7 @@ pub unsafe extern "C" fn getifaddrs(list: *mut *mut ifaddrs) -> c_int {
 }
 
 #[unsafe(no_mangle)]
+#[allow(clippy::cast_ptr_alignment)] // made as what it is cast to
 pub unsafe extern "C" fn freeifaddrs(mut list: *mut ifaddrs) {
     while !list.is_null() {
         // SAFETY: made by getifaddrs above.

@@ -442,8 +442,8 @@ impl Host {
 
     /// Adds a process to procfs.
     pub(crate) fn process(&self, pid: u32, parent: u32, start: u64) {
-        let stat = format!("{pid} (a (b) c) S {parent} 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 0 {start} 0\n");
-        self.put(&format!("proc/{pid}/stat"), stat);
+        let line = format!("{pid} (a (b) c) S {parent} 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 0 {start} 0\n");
+        self.put(&format!("proc/{pid}/stat"), line);
         self.put(&format!("proc/{pid}/comm"), "qemu-kvm\n");
     }
 
