@@ -191,3 +191,20 @@ fn prepare_on_an_old_kernel() {
 fn release_on_an_old_kernel() {
     kill_release(Case::OldKernel);
 }
+
+#[test]
+fn a_release_that_was_killed_is_finished_while_libvirtd_lives() {
+    let host = Case::Pair.host();
+    let before = host.snapshot();
+    host.prepare("web", &Case::Pair.xml()).ok();
+    host.trace();
+    host.hook("web", "release", "").run().ok();
+    let first_write = host.trace().iter().position(|line| line.contains(" sys/")).unwrap() + 1;
+    host.prepare("web", &Case::Pair.xml()).ok();
+    host.trace();
+    assert_eq!(host.hook("web", "release", "").killed_after(first_write).run().code, None);
+    // The start's record says that it is under way; only the release can have told otherwise.
+    host.vfpool(&["reconcile"]).ok();
+    host.assert_as(&before, "after reconcile");
+    host.assert_no_leases("after reconcile");
+}
