@@ -12,11 +12,16 @@ use crate::log::Log;
 use crate::process;
 use crate::sysfs::{self, Device, is_vfio};
 use nix::errno::Errno;
+use std::cell::Cell;
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const VFIO_PCI: &str = "vfio-pci";
+
+/// The PF's switch for host drivers on new VFs, from kernel 4.12 on.
+const AUTOPROBE: &str = "sriov_drivers_autoprobe";
 
 /// Moves devices on one host.
 pub struct Mover<'a> {
@@ -28,6 +33,8 @@ pub struct Mover<'a> {
     pub guest: &'a str,
     /// How long each step may take.
     pub limit: Duration,
+    /// Set once a write was left behind hanging in the kernel: what it does, it may still do at any later time.
+    pub hangs: Cell<bool>,
 }
 
 impl Mover<'_> {
@@ -72,7 +79,15 @@ impl Mover<'_> {
     }
 
     fn write(&self, path: &Path, value: &str) -> Result<()> {
-        sysfs::write(path, value, self.limit)
+        self.try_write(path, value).map_err(|cause| sysfs::write_error(path, value, self.limit, &cause))
+    }
+
+    fn try_write(&self, path: &Path, value: &str) -> io::Result<()> {
+        sysfs::try_write(path, value, self.limit).inspect_err(|cause| {
+            if cause.kind() == io::ErrorKind::TimedOut {
+                self.hangs.set(true);
+            }
+        })
     }
 
     fn bind_vfio(&self, device: &Device, held: &Held) -> Result<()> {
@@ -109,7 +124,7 @@ impl Mover<'_> {
         let before = sysfs::names(&driver)?;
         self.unbind(device)?;
         let new_id = driver.join("new_id");
-        let added = match sysfs::try_write(&new_id, &id, self.limit) {
+        let added = match self.try_write(&new_id, &id) {
             Ok(()) => true,
             Err(cause) if cause.raw_os_error() == Some(Errno::EEXIST as i32) => false,
             Err(cause) => return Err(sysfs::write_error(&new_id, &id, self.limit, &cause)),
@@ -132,7 +147,7 @@ impl Mover<'_> {
     fn unbind(&self, device: &Device) -> Result<()> {
         let Some(driver) = &device.driver else { return Ok(()) };
         let unbind = self.host.driver(driver).join("unbind");
-        match sysfs::try_write(&unbind, &device.address.to_string(), self.limit) {
+        match self.try_write(&unbind, &device.address.to_string()) {
             Ok(()) => Ok(()),
             // Somebody else was faster.
             Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
@@ -144,9 +159,9 @@ impl Mover<'_> {
         let address = device.address;
         let current = device.driver.as_deref();
         let wanted = held.driver.as_deref();
-        if current != wanted && device.on_host_driver() {
+        if current != wanted && device.on_host_driver() && !self.is_probed_vf(device, held) {
             self.log.warning(format_args!(
-                "{address} was {} before guest '{}' and is on {} now; somebody else has moved it, so it stays",
+                "{address} was {} before guest '{}' and is {} now; somebody else has moved it, so it stays",
                 on(wanted),
                 self.guest,
                 on(current)
@@ -176,7 +191,7 @@ impl Mover<'_> {
         }
         self.unbind(device)?;
         if let Some(driver) = wanted {
-            self.write(&self.host.driver(driver).join("bind"), &address.to_string())
+            self.bind_host(device, driver, held)
                 .map_err(|error| error.during(format_args!("Cannot give {address} back to {driver}")))?;
         }
         self.expect_driver(address, wanted)?;
@@ -189,15 +204,48 @@ impl Mover<'_> {
         Ok(())
     }
 
-    /// Makes the VFs again that went when their PF was taken; each is then given back like any other device.
+    /// A VF made anew where host drivers cannot be kept from probing it: that nobody has chosen.
+    fn is_probed_vf(&self, device: &Device, held: &Held) -> bool {
+        let has_switch = |pf| self.host.device(pf).join(AUTOPROBE).exists();
+        held.role == Role::Vf && device.physfn.is_some_and(|pf| !has_switch(pf))
+    }
+
+    /// A driver binds only what its id table or `driver_override` tells it to. A VF that is made anew has lost what an
+    /// override, cleared since, once did for it; so the override does that again, and is restored.
+    fn bind_host(&self, device: &Device, driver: &str, held: &Held) -> Result<()> {
+        let bind = self.host.driver(driver).join("bind");
+        let address = device.address.to_string();
+        match self.try_write(&bind, &address) {
+            Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) && device.driver_override.is_some() => {
+                let driver_override = self.host.device(device.address).join("driver_override");
+                self.write(&driver_override, driver)?;
+                let bound = self.write(&bind, &address);
+                self.write(&driver_override, held.driver_override.as_deref().unwrap_or("\n"))?;
+                bound
+            }
+            result => result.map_err(|cause| sysfs::write_error(&bind, &address, self.limit, &cause)),
+        }
+    }
+
+    /// Makes the VFs again that went when their PF was taken. They are not probed by the host's drivers: each gets the
+    /// driver it had, by its own record. Kernels that have no such switch probe them, which is what they did when the VFs
+    /// were first made.
     fn restore_vfs(&self, held: &Held) -> Result<()> {
         if held.numvfs == 0 {
             return Ok(());
         }
         let Some(pf) = self.find(held)? else { return Ok(()) };
-        if pf.numvfs > 0 {
-            return Ok(());
+        let made = if pf.numvfs > 0 { Ok(()) } else { self.make_vfs(&pf, held) };
+        // Also after a kill between the writes of an earlier call.
+        if held.drivers_autoprobe == Some(true)
+            && sysfs::device(self.host, pf.address)?.is_some_and(|pf| pf.drivers_autoprobe == Some(false))
+        {
+            self.write(&self.host.device(pf.address).join(AUTOPROBE), "1")?;
         }
+        made
+    }
+
+    fn make_vfs(&self, pf: &Device, held: &Held) -> Result<()> {
         if pf.driver != held.driver {
             return Err(Error::new(format!(
                 "Cannot make the {} VFs of {} again: it is {}, and was {}",
@@ -207,23 +255,14 @@ impl Mover<'_> {
                 on(held.driver.as_deref())
             )));
         }
-        self.set_numvfs(&pf, held.numvfs)
+        if pf.drivers_autoprobe == Some(true) {
+            self.write(&self.host.device(pf.address).join(AUTOPROBE), "0")?;
+        }
+        self.set_numvfs(pf, held.numvfs)
     }
 
-    /// New VFs are not probed by the host's drivers: each gets the driver it had, by its own record. Kernels that have no
-    /// such switch probe them, which is what they did when the VFs were first made.
     fn set_numvfs(&self, pf: &Device, count: u32) -> Result<()> {
-        let folder = self.host.device(pf.address);
-        let autoprobe = folder.join("sriov_drivers_autoprobe");
-        let switch = count > 0 && sysfs::read_optional(&autoprobe)?.as_deref() == Some("1");
-        if switch {
-            self.write(&autoprobe, "0")?;
-        }
-        let result = self.write(&folder.join("sriov_numvfs"), &count.to_string());
-        if switch {
-            self.write(&autoprobe, "1")?;
-        }
-        result?;
+        self.write(&self.host.device(pf.address).join("sriov_numvfs"), &count.to_string())?;
         self.log.info(format_args!("{}: {} VFs -> {count} (guest '{}')", pf.address, pf.numvfs, self.guest));
         Ok(())
     }

@@ -16,6 +16,7 @@ use crate::plan::{Answer, Function, Owner, OwnerState, Scene, plan};
 use crate::process;
 use crate::settings::Settings;
 use crate::sysfs;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Handles events on one host.
@@ -129,7 +130,7 @@ impl<'a> Events<'a> {
     }
 
     fn mover<'b>(&'b self, guest: &'b str) -> Mover<'b> {
-        Mover { host: self.host, log: self.log, guest, limit: self.settings.deadline() }
+        Mover { host: self.host, log: self.log, guest, limit: self.settings.deadline(), hangs: Cell::new(false) }
     }
 
     fn take(&self, guest: &str, assigned: &[Assigned], turn: &Turn) -> Result<()> {
@@ -137,7 +138,8 @@ impl<'a> Events<'a> {
         let mover = self.mover(guest);
         for held in &devices {
             if let Err(error) = mover.take(held) {
-                return Err(match self.give_back(guest, turn, false) {
+                let hanging = mover.hangs.get().then_some(held.address);
+                return Err(match self.give_back_but(hanging, guest, turn, false) {
                     Ok(()) => error,
                     Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
                 });
@@ -298,6 +300,7 @@ impl<'a> Events<'a> {
                     driver: device.driver,
                     driver_override: device.driver_override.flatten(),
                     numvfs: device.numvfs,
+                    drivers_autoprobe: device.drivers_autoprobe.filter(|_| device.numvfs > 0),
                 });
             }
         }
@@ -322,7 +325,13 @@ impl<'a> Events<'a> {
     /// Gives back what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record, and
     /// so is what libvirt itself still has to give back: that is over with the guest's `release` (`libvirt_done`), or when
     /// that libvirtd has died.
-    fn give_back(&self, guest: &str, _turn: &Turn, libvirt_done: bool) -> Result<()> {
+    fn give_back(&self, guest: &str, turn: &Turn, libvirt_done: bool) -> Result<()> {
+        self.give_back_but(None, guest, turn, libvirt_done)
+    }
+
+    /// Keeps the device of a call that hangs on record: it looks as it did before, and what is done to it now, the call
+    /// may spoil when it comes back. The child that makes it holds the guest's turn until then.
+    fn give_back_but(&self, hanging: Option<PciAddress>, guest: &str, _turn: &Turn, libvirt_done: bool) -> Result<()> {
         let lease = {
             let locked = self.store.lock()?;
             let Some(mut lease) = locked.lease(guest)? else { return Ok(()) };
@@ -344,8 +353,14 @@ impl<'a> Events<'a> {
         let mut failure = None;
         for held in lease.devices.iter().rev() {
             // VFs come back only with their PF, which stands behind them.
-            let result = if held.role == Role::Vf && !kept.is_empty() {
+            let result = if held.role == Role::Vf && kept.iter().any(|kept: &Held| kept.numvfs > 0) {
                 Ok(false)
+            } else if hanging == Some(held.address) {
+                Err(Error::new(format!(
+                    "{} stays on record until the kernel is done with it; it is given back at the next start or stop of a \
+                     guest after that",
+                    held.address
+                )))
             } else {
                 mover.give_back(held, lease.state == State::Returning)
             };

@@ -82,6 +82,9 @@ pub struct Held {
     /// The number of VFs it had; they go when a PF leaves its driver.
     #[serde(rename = "@numvfs", skip_serializing_if = "is_zero", default)]
     pub numvfs: u32,
+    /// The `sriov_drivers_autoprobe` it had; it is off while the VFs are made again.
+    #[serde(rename = "@autoprobe", skip_serializing_if = "Option::is_none", default)]
+    pub drivers_autoprobe: Option<bool>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
@@ -405,6 +408,7 @@ mod tests {
             driver: driver.map(str::to_owned),
             driver_override: None,
             numvfs: 0,
+            drivers_autoprobe: None,
         };
         let devices = vec![
             held("0000:02:00.0", Role::Managed, Some("e1000e")),

@@ -28,7 +28,7 @@ impl Log {
 
     /// A change that was made as it should be.
     pub fn info(&self, line: impl Display) {
-        let line = line.to_string();
+        let line = one_line(line);
         if !self.send(|syslog| syslog.info(&line)) {
             self.complain(&line);
         }
@@ -36,7 +36,7 @@ impl Log {
 
     /// Something an admin should know of.
     pub fn warning(&self, line: impl Display) {
-        let line = line.to_string();
+        let line = one_line(line);
         if !self.send(|syslog| syslog.warning(&line)) {
             self.complain(&line);
         }
@@ -44,7 +44,7 @@ impl Log {
 
     /// Something that could not be done.
     pub fn error(&self, line: impl Display) {
-        let line = line.to_string();
+        let line = one_line(line);
         if !self.send(|syslog| syslog.err(&line)) {
             self.complain(&line);
         }
@@ -73,4 +73,9 @@ impl Log {
         });
         syslog.as_ref().is_some_and(|syslog| write(&mut syslog.borrow_mut()).is_ok())
     }
+}
+
+/// Guests' names stand in most lines, and may hold a newline that would make a second, forged line of the rest.
+fn one_line(line: impl Display) -> String {
+    Error::new(line.to_string()).to_string()
 }

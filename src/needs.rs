@@ -124,7 +124,7 @@ pub fn of(host: &Host, address: PciAddress, limit: Duration) -> Result<Option<Ne
     Ok(None)
 }
 
-/// Interfaces and block devices (partitions too) that hang off a device.
+/// Interfaces and whole block devices that hang off a device.
 #[derive(Default)]
 struct Below {
     netdevs: Vec<String>,
@@ -151,7 +151,11 @@ impl Below {
             let name = entry.file_name().to_string_lossy().into_owned();
             match sysfs::link_name(&path.join("subsystem"))?.as_deref() {
                 Some("net") => self.netdevs.push(name),
-                Some("block") => self.disks.push(nvme_head(&name).unwrap_or(name)),
+                Some("block") => {
+                    // What is below it are its partitions, of which a hidden NVMe path has none.
+                    self.disks.push(nvme_head(&name).unwrap_or(name));
+                    continue;
+                }
                 _ => {}
             }
             self.search(&path, depth + 1)?;
@@ -215,7 +219,7 @@ impl Guard<'_> {
         Ok(best)
     }
 
-    /// Looks at a block device, then at what is made of it.
+    /// Looks at a block device, then at what is made of it, then at its partitions.
     fn storage(&self, disk: &str, depth: usize) -> Result<Option<Need>> {
         let folder = self.host.path("sys/class/block").join(disk);
         if let Some(at) = self.mount_point(disk, sysfs::read_optional(&folder.join("dev"))?.as_deref())? {
@@ -236,6 +240,13 @@ impl Guard<'_> {
         }
         if member.is_some() {
             return Ok(member);
+        }
+        for name in sysfs::names(&folder)? {
+            if folder.join(&name).join("partition").exists()
+                && let Some(need) = self.storage(&name, depth + 1)?
+            {
+                return Ok(Some(need));
+            }
         }
         if self.is_claimed(disk)? {
             return Ok(Some(Need::Claimed { disk: disk.to_owned() }));

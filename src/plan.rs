@@ -132,6 +132,8 @@ impl Take<'_> {
             driver_override: before
                 .map_or_else(|| device.driver_override.clone().flatten(), |held| held.driver_override.clone()),
             numvfs: before.map_or(device.numvfs, |held| held.numvfs),
+            drivers_autoprobe: before
+                .map_or(device.drivers_autoprobe.filter(|_| device.numvfs > 0), |held| held.drivers_autoprobe),
         }
     }
 
@@ -210,7 +212,7 @@ impl<'a> Scene<'a> {
 
     fn refuse_shared(&self, take: &Take, owner: &Owner) -> Error {
         let other = &owner.guest;
-        let Device { address, group, .. } = take.function.device;
+        let group = take.function.device.group;
         // Of a group, the device that the other guest asked for explains more than its siblings.
         let theirs = self.functions.values().find(|function| {
             let held =
@@ -219,9 +221,10 @@ impl<'a> Scene<'a> {
                 && held.is_some_and(|held| matches!(held.role, Role::Managed | Role::Unmanaged))
         });
         let what = match (theirs.map(|function| function.device.address), group) {
-            (Some(theirs), Some(group)) if theirs != address => format!(
-                "{address} is not free: guest '{other}' has {theirs} of the same IOMMU group {group}, and a group goes to one \
-                 guest as a whole"
+            (Some(theirs), Some(group)) if theirs != take.reason && take.role != Role::Vf => format!(
+                "{} is not free: guest '{other}' has {theirs} of the same IOMMU group {group}, and a group goes to one \
+                 guest as a whole",
+                take.reason
             ),
             _ => format!("{} is not free: guest '{other}' has it", take.describe()),
         };

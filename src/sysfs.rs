@@ -38,6 +38,8 @@ pub struct Device {
     pub physfn: Option<PciAddress>,
     /// How many VFs it has now; 0 also for what is no PF.
     pub numvfs: u32,
+    /// Whether host drivers probe its new VFs. None: it is no PF, or this kernel cannot be told.
+    pub drivers_autoprobe: Option<bool>,
 }
 
 impl Device {
@@ -88,6 +90,7 @@ pub fn device(host: &Host, address: PciAddress) -> Result<Option<Device>> {
             Some(text) => number(&folder.join("sriov_numvfs"), &text)?,
             None => 0,
         },
+        drivers_autoprobe: read_optional(&folder.join("sriov_drivers_autoprobe"))?.map(|text| text != "0"),
     }))
 }
 

@@ -1,0 +1,224 @@
+//! How guests end, or do not: releases in any number, a libvirtd that dies, records that are lost.
+
+use crate::fakehost::{Host, Snapshot, domain, domain_with, hostdev};
+
+const FIRST: &str = "0000:02:00.0";
+const SECOND: &str = "0000:02:00.1";
+
+/// `web` has the first function of the pair (managed) and runs; returns the host as it was before.
+fn running(host: &Host) -> (String, Snapshot) {
+    let before = host.snapshot();
+    let xml = domain_with("web", &[FIRST]);
+    host.prepare("web", &xml).ok();
+    host.libvirt_takes(FIRST);
+    host.hook("web", "start", &xml).run().ok();
+    host.qemu_runs("web", 4000);
+    host.hook("web", "started", &xml).run().ok_silently();
+    (xml, before)
+}
+
+#[test]
+fn release_may_come_twice_or_for_nothing() {
+    let host = Host::with_pair();
+    let before = host.snapshot();
+    let xml = domain_with("web", &[FIRST]);
+    host.release("web", &xml).ok_silently();
+    host.prepare("web", &xml).ok();
+    host.release("web", &xml).ok();
+    host.release("web", &xml).ok_silently();
+    host.assert_as(&before, "after all");
+    host.assert_no_leases("after all");
+}
+
+#[test]
+fn release_needs_no_xml() {
+    for xml in ["", "<domain", "no xml"] {
+        let host = Host::with_pair();
+        let before = host.snapshot();
+        host.prepare("web", &domain_with("web", &[FIRST])).ok();
+        host.release("web", xml).ok();
+        host.assert_as(&before, xml);
+        host.assert_no_leases(xml);
+    }
+}
+
+#[test]
+fn release_while_qemu_runs_keeps_everything() {
+    let host = Host::with_pair();
+    let (xml, before) = running(&host);
+    let in_use = host.snapshot();
+    for _ in 0..2 {
+        host.release("web", &xml)
+            .ok_saying("vfpool: guest 'web' was said to be gone, but its QEMU still runs; it keeps its devices\n");
+        host.assert_as(&in_use, "after release");
+        assert_eq!(host.recorded("leases"), ["web"]);
+    }
+    host.prepare("db", &domain_with("db", &[SECOND])).refused_saying(&["guest 'web' has 0000:02:00.0"]);
+    host.qemu_ends("web");
+    host.libvirt_returns(FIRST, "e1000e");
+    host.release("web", &xml).ok();
+    host.assert_as(&before, "after the end");
+    host.assert_no_leases("after the end");
+}
+
+#[test]
+fn a_running_guest_is_not_started_again() {
+    let host = Host::with_pair();
+    let (xml, _) = running(&host);
+    let in_use = host.snapshot();
+    host.prepare("web", &xml).refused("guest 'web': it runs already, and holds its devices");
+    host.assert_as(&in_use, "after the refusal");
+}
+
+#[test]
+fn a_start_that_libvirtd_did_not_finish_is_undone_by_the_next_guest() {
+    let host = Host::with_pair();
+    let before = host.snapshot();
+    for managed in [true, false] {
+        host.prepare("web", &domain("web", &[hostdev(FIRST, managed)])).ok();
+        if managed {
+            host.libvirt_takes(FIRST);
+        }
+        let xml = domain_with("db", &[SECOND]);
+        host.prepare("db", &xml).refused_saying(&["guest 'web' has 0000:02:00.0"]);
+        host.libvirtd_dies();
+        host.prepare("db", &xml).ok_saying("vfpool: guest 'web' is gone without a word; giving its devices back\n");
+        assert_eq!(host.recorded("leases"), ["db"]);
+        host.assert_viable_without(SECOND, 8);
+        host.release("db", &xml).ok();
+        host.assert_as(&before, "after release");
+        host.assert_no_leases("after release");
+    }
+}
+
+#[test]
+fn a_guest_that_ended_with_libvirtd_is_recovered() {
+    for by_command in [true, false] {
+        let host = Host::with_pair();
+        let (_, before) = running(&host);
+        host.libvirtd_dies();
+        assert_eq!(host.vfpool(&["reconcile"]).ok().stderr, "", "the guest runs on without libvirtd");
+        assert_eq!(host.recorded("leases"), ["web"]);
+        host.qemu_ends("web");
+        let told = "guest 'web' is gone without a word; giving its devices back";
+        if by_command {
+            host.vfpool(&["reconcile"]).ok_saying(told);
+        } else {
+            let xml = domain_with("db", &[FIRST]);
+            host.prepare("db", &xml).ok_saying(told);
+            host.release("db", &xml).ok();
+        }
+        host.assert_as(&before, "after recovery");
+        host.assert_no_leases("after recovery");
+    }
+}
+
+#[test]
+fn a_qemu_whose_pid_went_to_another_process_is_gone() {
+    let host = Host::with_pair();
+    let (_, before) = running(&host);
+    host.libvirtd_dies();
+    host.process(4000, 1, 77);
+    host.vfpool(&["reconcile"]).ok_saying("guest 'web' is gone without a word");
+    host.assert_as(&before, "after recovery");
+}
+
+#[test]
+fn the_same_guest_starts_again_after_a_start_that_nobody_ended() {
+    let host = Host::with_pair();
+    let before = host.snapshot();
+    let xml = domain_with("web", &[FIRST]);
+    host.prepare("web", &xml).ok();
+    host.libvirt_takes(FIRST);
+    host.libvirtd_dies();
+    host.prepare("web", &xml).ok();
+    host.assert_viable_without(FIRST, 8);
+    host.release("web", &xml).ok();
+    host.assert_as(&before, "after release");
+    host.assert_no_leases("after release");
+}
+
+#[test]
+fn lost_records_are_learned_from_a_running_guest() {
+    for operation in ["reconnect", "started"] {
+        let host = Host::with_pair();
+        let (xml, _) = running(&host);
+        std::fs::remove_dir_all(host.path("run/vfpool")).unwrap();
+        let in_use = host.snapshot();
+        host.hook("web", operation, &xml).run().ok_saying(
+            "vfpool: 0000:02:00.1: learned from the running guest 'web'; it stays on vfio-pci when the guest stops, unless \
+             libvirt gives it back\n",
+        );
+        host.assert_as(&in_use, operation);
+        assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
+        host.hook("web", "reconnect", &xml).run().ok_silently();
+        host.prepare("db", &domain_with("db", &[FIRST])).refused_saying(&["guest 'web' has it"]);
+        host.assert_as(&in_use, "after the refusal");
+        host.qemu_ends("web");
+        host.libvirt_returns(FIRST, "e1000e");
+        host.release("web", &xml).ok();
+        host.assert_no_leases("after release");
+    }
+}
+
+#[test]
+fn a_device_that_somebody_else_moved_stays_there() {
+    let host = Host::with_pair();
+    let (xml, _) = running(&host);
+    host.qemu_ends("web");
+    host.libvirt_returns(FIRST, "e1000e");
+    host.libvirt_returns(SECOND, "igb");
+    host.release("web", &xml).ok_saying(
+        "vfpool: 0000:02:00.1 was on e1000e before guest 'web' and is on igb now; somebody else has moved it, so it stays\n",
+    );
+    assert_eq!(host.driver(SECOND).as_deref(), Some("igb"));
+    host.assert_no_leases("after release");
+}
+
+#[test]
+fn a_device_that_was_pulled_out_is_forgotten() {
+    let host = Host::with_pair();
+    let (xml, _) = running(&host);
+    host.qemu_ends("web");
+    host.remove(SECOND);
+    host.release("web", &xml).ok_saying("vfpool: 0000:02:00.1 of guest 'web' is gone; nothing to give back\n");
+    host.assert_no_leases("after release");
+}
+
+#[test]
+fn another_device_at_the_address_is_left_alone() {
+    use crate::fakehost::Device;
+    let host = Host::with_pair();
+    let (xml, _) = running(&host);
+    host.qemu_ends("web");
+    host.libvirt_returns(FIRST, "e1000e");
+    host.remove(SECOND);
+    host.add(Device::new(SECOND).id("8086:10c9").driver("vfio-pci").group(8));
+    let before = host.snapshot();
+    host.release("web", &xml).ok();
+    host.assert_as(&before, "after release");
+    host.assert_no_leases("after release");
+}
+
+#[test]
+fn a_group_that_somebody_has_open_is_not_pulled_away() {
+    let host = Host::with_pair();
+    let (xml, before) = running(&host);
+    host.qemu_ends("web");
+    host.libvirt_returns(FIRST, "e1000e");
+    host.process(5000, 1, 5);
+    host.opens_group(5000, 8);
+    let told = "Cannot give 0000:02:00.1 back to the host: process 5000 (qemu-kvm) has its IOMMU group 8 open. It is tried \
+                again at the next start or stop of a guest";
+    host.release("web", &xml).ok_saying(&format!("vfpool: {told}\n"));
+    assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
+    assert_eq!(host.get("run/vfpool/attention/web").as_deref(), Some(told));
+    assert_eq!(host.recorded("claims"), [SECOND], "what went back is free");
+    let list = host.vfpool(&["list"]);
+    assert!(list.stdout.contains(&format!("web  needs attention: {told}\n")), "{}", list.stdout);
+    std::fs::remove_dir_all(host.path("proc/5000")).unwrap();
+    // Any event of any guest.
+    host.release("other", "").ok_saying("0000:02:00.1: vfio-pci -> e1000e (given back by guest 'web')");
+    host.assert_as(&before, "after the second try");
+    host.assert_no_leases("after the second try");
+}

@@ -1,0 +1,14 @@
+//! The hook as libvirt runs it, on the fake host: one file for each subject.
+
+#[path = "../fakehost/mod.rs"]
+mod fakehost;
+
+mod endings;
+mod failures;
+mod input;
+mod kills;
+mod parser;
+mod plain;
+mod races;
+mod refusals;
+mod sriov;

@@ -1,0 +1,355 @@
+//! Starts that are refused: the reason, word for word where an admin reads it, and a host on which nothing has changed.
+
+use crate::fakehost::{Device, Host, Snapshot, domain, domain_with, hostdev};
+
+const FIRST: &str = "0000:02:00.0";
+const SECOND: &str = "0000:02:00.1";
+
+/// The start of `web` with this XML is refused for this reason, and leaves no trace.
+#[track_caller]
+fn refused(host: &Host, xml: &str, reason: &str) {
+    let before = host.snapshot();
+    host.prepare("web", xml).refused(&format!("guest 'web': {reason}"));
+    untouched(host, &before);
+    // libvirt tells of the end of a start that failed.
+    host.hook("web", "stopped", xml).run().ok_silently();
+    host.release("web", xml).ok_silently();
+    untouched(host, &before);
+}
+
+#[track_caller]
+fn untouched(host: &Host, before: &Snapshot) {
+    host.assert_as(before, "after a refusal");
+    host.assert_no_leases("after a refusal");
+    let trace = host.trace();
+    assert!(!trace.iter().any(|line| line.contains(" sys/")), "{trace:?}");
+}
+
+#[test]
+fn a_group_goes_to_one_guest() {
+    let host = Host::with_pair();
+    host.prepare("web", &domain_with("web", &[FIRST])).ok();
+    let running = host.snapshot();
+    for (device, reason) in [
+        (FIRST, "0000:02:00.0 is not free: guest 'web' has it. Stop 'web' first, or use another device"),
+        (
+            SECOND,
+            "0000:02:00.1 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to one guest \
+             as a whole. Stop 'web' first, or use another device",
+        ),
+    ] {
+        let xml = domain_with("db", &[device]);
+        host.prepare("db", &xml).refused(&format!("guest 'db': {reason}"));
+        // libvirt calls these for the start that failed; they must not free what the other guest holds.
+        host.hook("db", "stopped", &xml).run().ok_silently();
+        host.release("db", &xml).ok_silently();
+        host.assert_as(&running, "after the loser's release");
+        assert_eq!(host.recorded("leases"), ["web"]);
+        assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
+    }
+}
+
+#[test]
+fn a_device_that_joins_a_group_in_use_is_refused() {
+    let host = Host::with_pair();
+    host.prepare("web", &domain_with("web", &[FIRST])).ok();
+    host.add(Device::new("0000:02:00.2").behind("0000:00:02.0").group(8));
+    host.prepare("db", &domain_with("db", &["0000:02:00.2"])).refused(
+        "guest 'db': 0000:02:00.2 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to one \
+         guest as a whole. Stop 'web' first, or use another device",
+    );
+}
+
+#[test]
+fn the_limit_on_devices_can_be_raised() {
+    let host = Host::new();
+    let addresses: Vec<String> = (0..33).map(|number| format!("0000:{:02x}:00.0", number + 2)).collect();
+    for (group, address) in (8..).zip(&addresses) {
+        host.add(Device::new(address).group(group).driver("e1000e"));
+    }
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    host.prepare("web", &domain_with("web", &addresses[..32])).ok();
+    host.release("web", "").ok();
+    refused(
+        &host,
+        &domain_with("web", &addresses),
+        "it has 33 assigned PCI devices, and 32 is the most a guest may have. Remove some, or raise the limit with <devices \
+         max='33'/> in /etc/vfpool/host.xml",
+    );
+    host.settings("<devices max='33'/>");
+    host.prepare("web", &domain_with("web", &addresses)).ok();
+}
+
+#[test]
+fn a_device_that_cannot_be_given_away() {
+    let host = Host::with_pair();
+    host.add(Device::new("0000:04:00.0").driver("e1000e"));
+    for (device, reason) in [
+        (
+            "0000:0b:00.0",
+            "there is no PCI device 0000:0b:00.0 on this host. Look with `lspci -D`, and correct the guest with `virsh edit`",
+        ),
+        (
+            "0000:00:02.0",
+            "0000:00:02.0 is a bridge, and only endpoints can be given to a guest. Assign a device behind it",
+        ),
+        (
+            "0000:04:00.0",
+            "0000:04:00.0 has no IOMMU group: the IOMMU is off. Switch VT-d or AMD-Vi on in the firmware, add \
+             'intel_iommu=on iommu=pt' (AMD: 'iommu=pt') to GRUB_CMDLINE_LINUX in /etc/default/grub, run grub2-mkconfig \
+             (Debian: update-grub) and reboot",
+        ),
+    ] {
+        refused(&host, &domain_with("web", &[device]), reason);
+        // One bad device keeps the good ones, too, where they are.
+        refused(&host, &domain_with("web", &[FIRST, device]), reason);
+    }
+}
+
+/// The sibling carries a network interface, `enp2s0f1`.
+fn host_with_netdev(is_up: bool, addresses: &[&str]) -> Host {
+    let host = Host::with_pair();
+    host.netdev(SECOND, "enp2s0f1", is_up, addresses);
+    host
+}
+
+/// `web`, which wants the other function of the pair, is refused for the sake of the sibling.
+#[track_caller]
+fn sibling_is_needed(host: &Host, need: &str, remedy: &str) {
+    let allow = "or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml";
+    let reason = format!("Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): {need}. {remedy}, {allow}");
+    refused(host, &domain_with("web", &[FIRST]), &reason);
+}
+
+#[track_caller]
+fn sibling_is_free(host: &Host) {
+    let before = host.snapshot();
+    let xml = domain_with("web", &[FIRST]);
+    host.prepare("web", &xml).ok_saying("0000:02:00.1: e1000e -> vfio-pci");
+    host.release("web", &xml).ok();
+    host.assert_as(&before, "after release");
+}
+
+#[test]
+fn the_default_route_is_needed() {
+    let host = host_with_netdev(true, &["192.0.2.7"]);
+    host.route("enp2s0f1", "00000000", "00000000", 100);
+    sibling_is_needed(&host, "it carries the default route (enp2s0f1)", "Move the route to another interface");
+
+    // An IPv6 one, and no address but the link's own.
+    let host = host_with_netdev(true, &["fe80::1"]);
+    host.put(
+        "proc/net/ipv6_route",
+        format!(
+            "{0} 00 {0} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003 enp2s0f1\n",
+            "0".repeat(32)
+        ),
+    );
+    sibling_is_needed(&host, "it carries the default route (enp2s0f1)", "Move the route to another interface");
+}
+
+#[test]
+fn a_worse_default_route_counts_as_an_address() {
+    let host = host_with_netdev(true, &["192.0.2.7"]);
+    host.route("enp2s0f1", "00000000", "00000000", 200);
+    host.route("eno1", "00000000", "00000000", 100);
+    sibling_is_needed(&host, "enp2s0f1 is up and has the address 192.0.2.7", "Take enp2s0f1 down or its address away");
+}
+
+#[test]
+fn an_address_is_needed_while_the_interface_is_up() {
+    for address in ["192.0.2.7", "2001:db8::7"] {
+        let host = host_with_netdev(true, &["fe80::1", address]);
+        let need = format!("enp2s0f1 is up and has the address {address}");
+        sibling_is_needed(&host, &need, "Take enp2s0f1 down or its address away");
+    }
+    sibling_is_free(&host_with_netdev(true, &[]));
+    sibling_is_free(&host_with_netdev(true, &["fe80::1"]));
+    sibling_is_free(&host_with_netdev(false, &["192.0.2.7"]));
+    // A route into a network, and a black hole by default, are no way out.
+    let host = host_with_netdev(true, &[]);
+    host.route("enp2s0f1", "0002000A", "00FFFFFF", 0);
+    sibling_is_free(&host);
+}
+
+#[test]
+fn a_port_or_a_carrier_is_needed() {
+    for (link, above) in
+        [("master", "br0"), ("master", "bond0"), ("upper_vlan7", "vlan7"), ("upper_macvtap0", "macvtap0")]
+    {
+        // Even one that is down.
+        let host = host_with_netdev(false, &[]);
+        host.stack("enp2s0f1", link, above);
+        sibling_is_needed(&host, &format!("enp2s0f1 belongs to {above}"), &format!("Take enp2s0f1 out of {above}"));
+    }
+}
+
+/// The sibling is an NVMe controller with a disk of two partitions.
+fn host_with_disk() -> Host {
+    let host = Host::new();
+    host.add(Device::new(FIRST).group(8).driver("e1000e"));
+    host.add(Device::new(SECOND).group(8).id("1b36:0010").class(0x01_0802).driver("nvme"));
+    host.disk(SECOND, "nvme/nvme0/nvme0n1", "259:0");
+    host.disk(SECOND, "nvme/nvme0/nvme0n1/nvme0n1p1", "259:1");
+    host.disk(SECOND, "nvme/nvme0/nvme0n1/nvme0n1p2", "259:2");
+    host
+}
+
+#[test]
+fn a_disk_that_nobody_uses_is_free() {
+    let host = host_with_disk();
+    let before = host.snapshot();
+    let xml = domain_with("web", &[FIRST]);
+    host.prepare("web", &xml).ok_saying("0000:02:00.1: nvme -> vfio-pci");
+    host.release("web", &xml).ok();
+    host.assert_as(&before, "after release");
+}
+
+#[test]
+fn a_mounted_disk_is_needed() {
+    let host = host_with_disk();
+    host.mount("259:2", "/srv", "/dev/disk/by-label/srv");
+    sibling_is_needed(&host, "nvme0n1p2 is mounted at /srv", "Unmount /srv");
+
+    // btrfs has a number of its own, and only its name tells.
+    let host = host_with_disk();
+    host.mount("0:41", "/home", "/dev/nvme0n1p1");
+    sibling_is_needed(&host, "nvme0n1p1 is mounted at /home", "Unmount /home");
+}
+
+#[test]
+fn swap_is_needed() {
+    let host = host_with_disk();
+    host.append("proc/swaps", "/dev/nvme0n1p2                          partition\t976892\t0\t-2\n");
+    sibling_is_needed(&host, "nvme0n1p2 is swapped to", "Run swapoff /dev/nvme0n1p2");
+}
+
+#[test]
+fn what_is_made_of_a_disk_is_looked_through() {
+    let host = host_with_disk();
+    host.disk_on("nvme0n1p2", "md0", "9:0");
+    sibling_is_needed(&host, "nvme0n1p2 is a member of md0", "Stop md0");
+    host.disk_on("md0", "dm-3", "253:3");
+    host.put("sys/devices/virtual/block/dm-3/dm/name", "vg-home\n");
+    sibling_is_needed(&host, "md0 is a member of vg-home", "Stop vg-home");
+    host.mount("253:3", "/home", "/dev/mapper/vg-home");
+    sibling_is_needed(&host, "dm-3 is mounted at /home", "Unmount /home");
+
+    let host = host_with_disk();
+    host.disk_on("nvme0n1", "dm-1", "253:1");
+    host.put("sys/devices/virtual/block/dm-1/dm/name", "vg-var\n");
+    sibling_is_needed(&host, "nvme0n1 is a member of vg-var", "Stop vg-var");
+}
+
+#[test]
+fn a_disk_that_the_kernel_holds_is_needed() {
+    let host = host_with_disk();
+    host.faults("open errno EBUSY dev/nvme0n1p1");
+    sibling_is_needed(&host, "nvme0n1p1 is in use (claimed in the kernel)", "Stop what uses /dev/nvme0n1p1");
+}
+
+#[test]
+fn a_disk_that_does_not_answer_is_not_taken() {
+    let host = host_with_disk();
+    host.settings("<deadline seconds='1'/>");
+    let node = host.path("dev/nvme0n1").display().to_string();
+    for (fault, cause) in [("errno EIO", "Input/output error (os error 5)"), ("hang", "timed out")] {
+        host.faults(&format!("open {fault} dev/nvme0n1"));
+        refused(
+            &host,
+            &domain_with("web", &[FIRST]),
+            &format!("Cannot find out whether the host uses 0000:02:00.1: Cannot find out who uses {node}: {cause}"),
+        );
+        host.faults("");
+    }
+}
+
+#[test]
+fn the_head_of_an_nvme_multipath_is_looked_at() {
+    let host = Host::new();
+    host.add(Device::new(FIRST).group(8).driver("e1000e"));
+    host.add(Device::new(SECOND).group(8).id("1b36:0010").class(0x01_0802).driver("nvme"));
+    host.disk(SECOND, "nvme/nvme0/nvme0c0n1", "259:5");
+    host.multipath_head("nvme0n1", "259:0");
+    host.mount("259:0", "/srv", "/dev/nvme0n1");
+    sibling_is_needed(&host, "nvme0n1 is mounted at /srv", "Unmount /srv");
+}
+
+#[test]
+fn a_partition_of_a_multipath_head_is_looked_at() {
+    let host = Host::new();
+    host.add(Device::new(FIRST).group(8).driver("e1000e"));
+    host.add(Device::new(SECOND).group(8).id("1b36:0010").class(0x01_0802).driver("nvme"));
+    host.disk(SECOND, "nvme/nvme0/nvme0c0n1", "259:5");
+    host.multipath_head("nvme0n1", "259:0");
+    host.multipath_head("nvme0n1/nvme0n1p1", "259:1");
+    host.mount("259:1", "/srv", "/dev/nvme0n1p1");
+    sibling_is_needed(&host, "nvme0n1p1 is mounted at /srv", "Unmount /srv");
+}
+
+#[test]
+fn an_allowed_device_is_taken_all_the_same() {
+    let host = host_with_netdev(true, &["192.0.2.7"]);
+    host.route("enp2s0f1", "00000000", "00000000", 100);
+    host.settings("<allow address='02:00.0'/>");
+    sibling_is_needed(&host, "it carries the default route (enp2s0f1)", "Move the route to another interface");
+    host.settings("<allow address='02:00.1'/>");
+    sibling_is_free(&host);
+}
+
+#[test]
+fn broken_settings_refuse_more_and_are_named() {
+    let host = host_with_netdev(true, &["192.0.2.7"]);
+    let file = host.path("etc/vfpool/host.xml").display().to_string();
+    host.put("etc/vfpool/host.xml", "<host><alow address='0000:02:00.1'/></host>");
+    let before = host.snapshot();
+    let outcome = host.prepare("web", &domain_with("web", &[FIRST]));
+    outcome.refused_saying(&[
+        "guest 'web': Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): enp2s0f1 is up and has the address 192.0.2.7. ",
+        "in /etc/vfpool/host.xml. ",
+        &format!("Cannot use {file}: unknown field `alow`"),
+        "until that is mended, none of its settings counts",
+    ]);
+    untouched(&host, &before);
+    // A guest that needs none of the settings starts.
+    let host = Host::with_pair();
+    host.put("etc/vfpool/host.xml", "<host");
+    host.prepare("web", &domain_with("web", &[FIRST])).ok_saying("until that is mended, none of its settings counts");
+}
+
+#[test]
+fn the_guests_own_device_may_have_an_address_but_no_more() {
+    let host = Host::new();
+    host.add(Device::new(FIRST).group(8).driver("e1000e"));
+    host.netdev(FIRST, "enp2s0", true, &["192.0.2.7"]);
+    host.prepare("web", &domain_with("web", &[FIRST])).ok_silently();
+    host.release("web", "").ok_silently();
+    // With managed='no' it is we who would take it.
+    let allow = "or allow it with <allow address='0000:02:00.0'/> in /etc/vfpool/host.xml";
+    refused(
+        &host,
+        &domain("web", &[hostdev(FIRST, false)]),
+        &format!(
+            "Cannot detach 0000:02:00.0: enp2s0 is up and has the address 192.0.2.7. Take enp2s0 down or its address away, \
+             {allow}"
+        ),
+    );
+    host.route("enp2s0", "00000000", "00000000", 0);
+    refused(
+        &host,
+        &domain_with("web", &[FIRST]),
+        &format!(
+            "Cannot detach 0000:02:00.0: it carries the default route (enp2s0). Move the route to another interface, {allow}"
+        ),
+    );
+
+    let host = Host::new();
+    host.add(Device::new(FIRST).group(8).id("1b36:0010").class(0x01_0802).driver("nvme"));
+    host.disk(FIRST, "nvme/nvme0/nvme0n1", "259:0");
+    host.mount("259:0", "/", "/dev/nvme0n1");
+    refused(
+        &host,
+        &domain_with("web", &[FIRST]),
+        &format!("Cannot detach 0000:02:00.0: nvme0n1 is mounted at /. Unmount /, {allow}"),
+    );
+}

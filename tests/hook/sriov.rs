@@ -1,0 +1,146 @@
+//! PFs and their VFs.
+
+use crate::fakehost::{Device, Host, domain, domain_with, hostdev};
+
+const PF: &str = "0000:01:00.0";
+const OTHER: &str = "0000:01:00.1";
+const VFS: [&str; 3] = ["0000:01:10.0", "0000:01:10.2", "0000:01:10.4"];
+
+/// A PF of igb that can have three VFs in groups of their own, and a NIC that shares the PF's group.
+fn host(pf: impl Fn(Device) -> Device) -> Host {
+    let host = Host::new();
+    let places = [(VFS[0], 11), (VFS[1], 12), (VFS[2], 13)];
+    host.add(pf(Device::new(PF).id("8086:10c9").driver("igb").group(8).vfs("8086:10ca", &places)));
+    host.add(Device::new(OTHER).group(8).driver("e1000e"));
+    host
+}
+
+#[test]
+fn a_vf_needs_nothing_but_itself() {
+    let host = host(|pf| pf);
+    host.make_vfs(PF, &[Some("igbvf"), Some("vfio-pci")]);
+    let before = host.snapshot();
+    let xml = domain_with("web", &[VFS[0]]);
+    host.prepare("web", &xml).ok_silently();
+    host.prepare("db", &domain_with("db", &[VFS[1]])).ok_silently();
+    assert_eq!(host.recorded("claims"), [VFS[0], VFS[1]]);
+    host.prepare("mail", &domain_with("mail", &[VFS[0]]))
+        .refused("guest 'mail': 0000:01:10.0 is not free: guest 'web' has it. Stop 'web' first, or use another device");
+    host.assert_as(&before, "a managed VF without siblings is all libvirt's");
+    host.release("web", &xml).ok_silently();
+    assert_eq!(host.recorded("claims"), [VFS[1]]);
+}
+
+#[test]
+fn the_vfs_of_a_sibling_come_back_with_their_drivers() {
+    for (autoprobe, drivers) in [
+        (true, [Some("igbvf"), None, Some("vfio-pci")]),
+        // Without the switch the host's driver probes them, as it did at first.
+        (false, [Some("igbvf"), Some("igbvf"), Some("vfio-pci")]),
+    ] {
+        let host = host(|pf| if autoprobe { pf } else { pf.without_autoprobe() });
+        host.make_vfs(PF, &drivers);
+        let before = host.snapshot();
+        let xml = domain_with("web", &[OTHER]);
+        host.prepare("web", &xml).ok_saying("0000:01:00.0: 3 VFs -> 0 (guest 'web')");
+        assert_eq!(host.driver(PF).as_deref(), Some("vfio-pci"));
+        assert_eq!(host.recorded("claims"), [PF, OTHER, VFS[0], VFS[1], VFS[2]]);
+        host.assert_viable_without(OTHER, 8);
+        host.release("web", &xml).ok_saying("0000:01:00.0: 0 VFs -> 3 (guest 'web')");
+        host.assert_as(&before, &format!("autoprobe {autoprobe}"));
+        host.assert_no_leases("after release");
+    }
+}
+
+#[test]
+fn the_vfs_of_an_unmanaged_pf_come_back() {
+    let host = host(|pf| pf);
+    host.make_vfs(PF, &[Some("igbvf"), None]);
+    let before = host.snapshot();
+    let xml = domain("web", &[hostdev(PF, false)]);
+    host.prepare("web", &xml).ok();
+    host.assert_viable(8);
+    host.release("web", &xml).ok();
+    host.assert_as(&before, "after release");
+    host.assert_no_leases("after release");
+}
+
+#[test]
+fn the_vfs_of_a_managed_pf_come_back() {
+    let host = host(|pf| pf);
+    host.make_vfs(PF, &[Some("igbvf"), None]);
+    let before = host.snapshot();
+    let xml = domain_with("web", &[PF]);
+    host.prepare("web", &xml).ok_saying("0000:01:00.0: 2 VFs -> 0 (guest 'web')");
+    host.libvirt_takes(PF);
+    host.hook("web", "start", &xml).run().ok();
+    host.assert_viable(8);
+    host.libvirt_returns(PF, "igb");
+    host.release("web", &xml).ok_saying("0000:01:00.0: 0 VFs -> 2 (guest 'web')");
+    host.assert_as(&before, "after release");
+    host.assert_no_leases("after release");
+}
+
+#[test]
+fn a_nvme_pf_keeps_its_vfs_until_told() {
+    // nvme leaves its VFs when it is unbound, and vfio-pci then refuses the PF.
+    let host = host(|pf| pf.id("1b36:0010").class(0x01_0802).driver("nvme"));
+    host.make_vfs(PF, &[Some("igbvf")]);
+    let before = host.snapshot();
+    let xml = domain_with("web", &[OTHER]);
+    host.prepare("web", &xml).ok();
+    assert_eq!(host.driver(PF).as_deref(), Some("vfio-pci"));
+    host.release("web", &xml).ok();
+    host.assert_as(&before, "after release");
+}
+
+#[test]
+fn a_pf_whose_vf_has_a_guest_is_not_taken() {
+    let host = host(|pf| pf);
+    host.make_vfs(PF, &[Some("vfio-pci")]);
+    host.prepare("web", &domain_with("web", &[VFS[0]])).ok();
+    let running = host.snapshot();
+    host.prepare("db", &domain_with("db", &[OTHER])).refused(
+        "guest 'db': 0000:01:10.0 (VF that goes with 0000:01:00.0) is not free: guest 'web' has it. Stop 'web' first, or use \
+         another device",
+    );
+    host.assert_as(&running, "after the refusal");
+}
+
+#[test]
+fn a_vf_that_shares_the_group_of_its_pf_is_refused() {
+    let host = Host::new();
+    let places = [(VFS[0], 8), (VFS[1], 8)];
+    host.add(Device::new(PF).id("8086:10c9").driver("igb").group(8).vfs("8086:10ca", &places));
+    host.make_vfs(PF, &[Some("igbvf"), Some("igbvf")]);
+    let before = host.snapshot();
+    host.prepare("web", &domain_with("web", &[VFS[0]])).refused(
+        "guest 'web': 0000:01:10.0 cannot be given to a guest: its PF 0000:01:00.0 is taken with it, and without the PF's \
+         driver the VF vanishes. Put the card into a slot with ACS, so that each VF has an IOMMU group of its own, or give the \
+         guest 0000:01:00.0 alone",
+    );
+    host.assert_as(&before, "after the refusal");
+    host.assert_no_leases("after the refusal");
+    // The PF alone goes, and brings its VFs back.
+    let xml = domain_with("web", &[PF]);
+    host.prepare("web", &xml).ok();
+    host.libvirt_takes(PF);
+    host.assert_viable(8);
+    host.libvirt_returns(PF, "igb");
+    host.release("web", &xml).ok();
+    host.assert_as(&before, "after release");
+}
+
+#[test]
+fn a_vf_that_carries_the_network_keeps_its_pf() {
+    let host = host(|pf| pf);
+    host.make_vfs(PF, &[Some("igbvf")]);
+    host.netdev(VFS[0], "enp1s0v0", true, &["192.0.2.7"]);
+    let before = host.snapshot();
+    host.prepare("web", &domain_with("web", &[OTHER])).refused(
+        "guest 'web': Cannot detach 0000:01:10.0 (VF that goes with 0000:01:00.0): enp1s0v0 is up and has the address \
+         192.0.2.7. Take enp1s0v0 down or its address away, or allow it with <allow address='0000:01:10.0'/> in \
+         /etc/vfpool/host.xml",
+    );
+    host.assert_as(&before, "after the refusal");
+}
