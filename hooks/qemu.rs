@@ -42,6 +42,9 @@ fn handle(host: &Host, log: &Log, arguments: &[String]) -> Result<()> {
             "called with {count} arguments; libvirt calls its qemu hook with GUEST OPERATION SUBOPERATION EXTRA"
         )));
     };
+    if guest.is_empty() {
+        return Err(Error::new("called without a guest's name"));
+    }
     let handled = match operation.as_str() {
         "prepare" => xml().and_then(|xml| Events::new(host, log).prepare(guest, &xml)),
         "start" => xml().and_then(|xml| Events::new(host, log).start(guest, &xml)),

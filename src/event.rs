@@ -166,7 +166,7 @@ impl<'a> Events<'a> {
             };
             match plan(&scene)? {
                 Answer::Take(devices) => {
-                    self.write_new(guest, own, &devices, &locked)?;
+                    self.write_new(guest, own.as_ref(), &devices, &locked)?;
                     return Ok(devices);
                 }
                 Answer::FindNeed(address) => {
@@ -193,14 +193,19 @@ impl<'a> Events<'a> {
     }
 
     /// Records what is taken, beside what an earlier event of the guest took and is not asked for any more.
-    fn write_new(&self, guest: &str, own: Option<Lease>, devices: &[Held], locked: &Locked) -> Result<()> {
-        let starter = process::starter(self.host);
-        let carried = own.into_iter().flat_map(|lease| lease.devices);
+    fn write_new(&self, guest: &str, own: Option<&Lease>, devices: &[Held], locked: &Locked) -> Result<()> {
+        let carried = own.into_iter().flat_map(|lease| &lease.devices);
         let carried = carried.filter(|old| devices.iter().all(|new| new.address != old.address));
-        let lease = Lease::new(starter, carried.chain(devices.iter().cloned()).collect());
+        let lease = Lease::new(process::starter(self.host), carried.chain(devices).cloned().collect());
+        if own == Some(&lease) {
+            return Ok(());
+        }
         locked.write(guest, &lease).inspect_err(|_| {
-            // A half-written record has touched nothing yet.
-            let _ = locked.settle(guest, &lease, Vec::new(), None);
+            // A half-written first record has touched nothing yet. A later one leaves the earlier, or adds devices
+            // without claims, which are not touched either.
+            if own.is_none() {
+                let _ = locked.settle(guest, &lease, Vec::new(), None);
+            }
         })
     }
 
@@ -345,7 +350,10 @@ impl<'a> Events<'a> {
                 }
             }
             lease.devices = owned;
-            locked.write(guest, &lease)?;
+            // On a full disk the record stays as it was, which is enough to give back by.
+            if let Err(error) = locked.write(guest, &lease) {
+                self.log.warning(&error);
+            }
             lease
         };
         let mover = self.mover(guest);

@@ -123,7 +123,7 @@ pub fn write(path: &Path, value: &str, limit: Duration) -> Result<()> {
     try_write(path, value, limit).map_err(|cause| write_error(path, value, limit, &cause))
 }
 
-/// Like [`write`], with the cause as the kernel gave it.
+/// Like [`write()`], with the cause as the kernel gave it.
 pub fn try_write(path: &Path, value: &str, limit: Duration) -> io::Result<()> {
     let attribute = CString::new(path.as_os_str().as_bytes())?;
     patient::run(limit, || {

@@ -154,6 +154,14 @@ save_logs() {
     timeout 60 "$lab_dir/lab" run tar -C /var/log -cf - libvirt 2>/dev/null | tar -C "$dir" -xf - 2>/dev/null || true
 }
 
+# It may end, and QEMU remove its pid file, at any moment: then there is nothing to do.
+signal() {
+    local pid
+    is_running "$2" || return 0
+    pid=$(cat "$run/$2" 2>/dev/null) || return 0
+    kill "-$1" "$pid" 2>/dev/null || true
+}
+
 # TERM to `timeout` reaches QEMU; KILL would not, so that one goes to QEMU itself.
 down() {
     local file
@@ -163,12 +171,12 @@ down() {
     }
     disconnect
     for file in pid qemu.pid; do
-        ! is_running "$file" || kill "$(<"$run/$file")" 2>/dev/null || true
+        signal TERM "$file"
     done
     rm -f "$run/port"
     wait_gone 5 && return
     for file in qemu.pid pid; do
-        ! is_running "$file" || kill -KILL "$(<"$run/$file")" 2>/dev/null || true
+        signal KILL "$file"
     done
-    wait_gone 5 || die "host $LAB_NAME (pid $(<"$run/qemu.pid")) does not end"
+    wait_gone 5 || die "host $LAB_NAME does not end: $(cat "$run"/{pid,qemu.pid} 2>/dev/null | xargs)"
 }

@@ -49,7 +49,7 @@ one_scenario() {
     fi
     echo "FAIL $name ($((SECONDS - start)) s): $(sed -n '1s/^# *//p' "$file")"
     [[ $status -ne 124 ]] || echo "    it did not end within $(deadline_of "$file") s"
-    indent '    ' <<<"$output"
+    [[ -z $output ]] || indent '    ' <<<"$output"
     [[ -z $left ]] || indent '    left behind: ' <<<"$left"
     save_logs "$LAB_LOGS/$name"
     restore "$before" >/dev/null 2>&1 || note "$name: the host is not as before, not even after a reboot"

@@ -22,13 +22,17 @@ expect_topology() {
 
 # Seven VFs behind ACS: each has its own group.
 expect_vfs_apart() {
-    local vf
+    local vf pf
+    # With a PF that has never been up igbvf waits some seconds for each VF.
+    pf=$(netdev_of 01:00.0)
+    ip link set "$pf" up
     set_vfs 01:00.0 7
     for vf in 01:10.0 01:10.2 01:10.4 01:10.6 01:11.0 01:11.2 01:11.4; do
         expect_driver $vf igbvf
         expect_group $vf
     done
     set_vfs 01:00.0 0
+    ip link set "$pf" down
 }
 
 # Two VFs without ACS: one group with the PF and the port.

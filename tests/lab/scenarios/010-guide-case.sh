@@ -1,5 +1,6 @@
 # The guide's case: a guest with 02:00.0 starts although 02:00.1 of the same group was on its host driver; both are back after stop.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 define_guest demo "$(hostdev 02:00.0)"
 for _ in 1 2; do

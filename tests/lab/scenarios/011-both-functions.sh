@@ -1,5 +1,6 @@
 # A guest with both functions of a group has no siblings to take; a group on vfio-pci before stays there.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 define_guest demo "$(hostdev 02:00.0)$(hostdev 02:00.1)"
 start demo

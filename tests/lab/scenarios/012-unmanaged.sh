@@ -1,5 +1,6 @@
 # With managed='no' the device itself is detached before the start and given back after the stop, by virsh nodedev-* no more.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 define_guest demo "$(hostdev 02:00.0 no)"
 expect_fails 'Failed to start' without_hook virsh start demo

@@ -1,5 +1,6 @@
 # A sibling that was on vfio-pci, or on no driver, before the start is so again after the stop.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 modprobe vfio-pci
 define_guest demo "$(hostdev 02:00.0)"

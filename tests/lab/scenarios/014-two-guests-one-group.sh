@@ -1,5 +1,6 @@
 # Two guests want one group: the second is refused with the first one's name, disturbs nothing, and starts once the first has stopped.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 define_guest first "$(hostdev 02:00.0)"
 define_guest second "$(hostdev 02:00.1)"

@@ -1,5 +1,6 @@
 # Without ACS the port, the PF and its VFs are one group: the PF can be given away (its VFs go and come back), a VF cannot, the port is untouched.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 set_vfs 03:00.0 2
 vfs=$(group_members 03:00.0 | grep -v -e 00:04.0 -e 03:00.0)

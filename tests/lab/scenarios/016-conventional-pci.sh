@@ -1,5 +1,6 @@
 # Conventional PCI behind a bridge: the other device on the bus is taken and given back, the bridge never.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 bridge=$(driver_of 04:00.0)
 define_guest demo "$(hostdev 05:01.0)"

@@ -1,5 +1,6 @@
 # The host keeps its network: a start that would take the default route, a bridge port, a VLAN's carrier or an address away is refused, unless allowed.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 before=$(snapshot_drivers)
 define_guest demo "$(hostdev 07:00.1)"

@@ -1,5 +1,6 @@
 # The host keeps its disks: a mounted file system, swap, and members of md and LVM (mounted or not) are never taken.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 nvme=$(basename /sys/bus/pci/devices/0000:06:00.0/nvme/nvme*)
 disk=/dev/${nvme}n1

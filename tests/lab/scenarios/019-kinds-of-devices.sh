@@ -1,5 +1,6 @@
 # A VF as interface (with its MAC), an NVMe controller as disk and as hostdev start and come back; a VF needs no sibling.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 set_vfs 01:00.0 2
 ip link set "$(netdev_of 01:00.0)" up

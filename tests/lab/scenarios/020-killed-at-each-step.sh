@@ -1,28 +1,32 @@
 # The hook is killed before each of its system calls that change anything, in prepare and in release; whatever comes next brings all back.
 # deadline: 600
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 define_guest demo "$(hostdev 02:00.0 no)"
 virsh dumpxml demo >/run/lab/demo.xml
 before=$(snapshot_drivers)
 hook=/usr/sbin/vfpool-hook
-# Below systemd-run the hook's libvirtd is a process that has ended with it.
-run_hook() { systemd-run --quiet --wait --pipe --collect "$@" </run/lab/demo.xml; }
-call() { run_hook $hook demo "$1" begin - || fail "$1 after a kill at $step: exit $?"; }
+# Below systemd-run the hook's libvirtd is a process that ends with it, as `reconcile` wants to see.
+run_hook() {
+    local -a orphan=()
+    [[ $next != reconcile ]] || orphan=(systemd-run --quiet --wait --pipe --collect)
+    "${orphan[@]}" "${@:2}" $hook demo "$1" begin - </run/lab/demo.xml
+}
+call() { run_hook "$1" || fail "$1 after a kill at $step: exit $?"; }
 # Dies before the Nth call of a kind; fails once there is none any more. clone is the fork for a write to sysfs.
-killed_at() { ! run_hook strace -qq -o /dev/null -e inject="$2:signal=KILL:when=$3" $hook demo "$1" begin - 2>/dev/null; }
+killed_at() { ! run_hook "$1" strace -qq -o /dev/null -e inject="$2:signal=KILL:when=$3" >/dev/null 2>&1; }
 is_back() {
     [[ $(snapshot_drivers) == "$before" ]] || fail "killed at $step: $(diff <(echo "$before") <(snapshot_drivers))"
     [[ -z $(ls "$leases" 2>/dev/null) ]] || fail "killed at $step: the lease is still there"
 }
 # What comes after a kill takes turns.
-turn=0
+after=(release prepare reconcile)
 recover() {
-    turn=$((turn + 1))
-    case $((turn % 3)) in
-        0) vfpool reconcile || fail "reconcile after a kill at $step" ;;
-        1) call prepare; expect_driver 02:00.1 vfio-pci; call release ;;
-        2) call release ;;
+    case $next in
+        reconcile) vfpool reconcile || fail "reconcile after a kill at $step" ;;
+        prepare) call prepare; expect_driver 02:00.1 vfio-pci; call release ;;
+        release) call release ;;
     esac
     is_back
 }
@@ -31,7 +35,8 @@ kill_each() {
     local kind count
     for kind in mkdir unlink write rename symlink clone sendto; do
         for ((count = 1; ; count++)); do
-            step="$1, $kind $count"
+            next=${after[${#steps[@]} % 3]}
+            step="$1, $kind $count, then $next"
             [[ $1 == prepare ]] || call prepare
             killed_at "$1" $kind $count || break
             recover

@@ -1,5 +1,6 @@
 # libvirtd is killed while the hook prepares: the guest's next start, another guest's start, or `vfpool reconcile` mends it.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 hook=/etc/libvirt/hooks/qemu
 mv $hook $hook.aside

@@ -1,5 +1,6 @@
 # libvirtd is killed while a guest runs: the guest goes on, also when our records were lost, and everything goes back when it stops.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 define_guest demo "$(hostdev 02:00.0)"
 define_guest other "$(hostdev 02:00.1)"

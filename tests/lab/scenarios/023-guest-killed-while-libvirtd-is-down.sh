@@ -1,5 +1,6 @@
 # A guest dies while libvirtd is down: when libvirtd is back, or before by `vfpool reconcile`, its devices go back.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 define_guest demo "$(hostdev 02:00.0)"
 start demo

@@ -1,5 +1,6 @@
 # `virsh start` fails after prepare has succeeded: everything goes back.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 define_guest demo "$(hostdev 02:00.0)"
 virsh dumpxml demo | sed -e "s#<domain #<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' #" \

@@ -1,6 +1,7 @@
 # Five guests with a group each start and stop at the same time, ten times over; the drivers at the end are exactly those at the start.
 # deadline: 900
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 set_vfs 01:00.0 1
 before=$(snapshot_drivers)

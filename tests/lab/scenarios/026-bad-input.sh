@@ -1,5 +1,6 @@
 # Whatever the hook is fed, it says in one line what is wrong, and changes nothing; reconnect, release and the unknown always succeed.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 hook=/usr/sbin/vfpool-hook
 before=$(snapshot_drivers)
@@ -19,7 +20,7 @@ refuses() {
 }
 refuses 'is empty' ''
 refuses 'no libvirt domain' '<network><name>x</name></network>'
-refuses 'wrong at line' 'hello'
+refuses 'no libvirt domain' 'hello'
 refuses 'cut off' "$(domain "$(hostdev 02:00.0)" | head -n 15)"
 refuses 'there is no PCI device 0000:0b:00.0' "$(domain "$(hostdev 0b:00.0)")"
 refuses '0000:00:02.0 is a bridge' "$(domain "$(hostdev 00:02.0)")"
@@ -28,6 +29,7 @@ refuses 'a guest may have' "$(domain "$(for i in {0..32}; do hostdev "$(printf '
 expect_fails 'larger than 16 MiB' $hook demo prepare begin - < <(domain; head -c 100M /dev/zero | tr '\0' x)
 expect_fails 'called with 1 argument' $hook demo </dev/null
 expect_fails 'called with 0 argument' $hook </dev/null
+expect_fails "without a guest's name" $hook '' prepare begin - </dev/null
 $hook demo release </dev/null
 $hook demo reconnect begin - extra </dev/null
 [[ $(snapshot_drivers) == "$before" ]] || fail "bad input changed something"
@@ -42,7 +44,7 @@ for name in 'two words' "it's \"quoted\"" '..' 'gäst 日本' '50%'; do
         remove_guest "$name"
     fi
 done
-for name in 'two words' "it's \"quoted\"" $'new\nline' '..' 'a/../b' '../../etc/x' 'gäst 日本' '-x' '' "$(printf 'x%.0s' {1..251})"; do
+for name in 'two words' "it's \"quoted\"" $'new\nline' '..' 'a/../b' '../../etc/x' 'gäst 日本' '-x' "$(printf 'x%.0s' {1..251})"; do
     $hook "$name" prepare begin - <<<"$(domain "$(hostdev 02:00.0)")" || fail "prepare of '$name'"
     expect_driver 02:00.1 vfio-pci
     $hook "$name" release end - </dev/null

@@ -1,5 +1,6 @@
 # Our records missing, read-only, on a full disk or corrupt: a start is refused or the matter reported, other guests go on, nothing is left taken.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 state=/run/vfpool
 define_guest demo "$(hostdev 02:00.0)"

@@ -1,5 +1,6 @@
 # A driver that hangs in the kernel: the start fails at its deadline, guests of other groups are not held up, and later all is given back.
-. /run/lab/lib.sh
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
 
 # The hook's child, which makes the write, is stopped for long at its write(2), as a driver that hangs would.
 hook=/etc/libvirt/hooks/qemu

@@ -1,0 +1,29 @@
+# What tests/run, tests/demo and tests/bench share: the tools to build with, and the staged installation.
+# shellcheck shell=bash
+
+# A toolchain that is here is used; Debian 12's own newer one (the -web packages) is installed where none is.
+need_build_tools() {
+    local -a missing=()
+    command -v cargo >/dev/null || missing+=(cargo-web rustc-web)
+    cargo fmt --version >/dev/null 2>&1 || [[ $1 != all ]] || missing+=(rustfmt-web)
+    cargo clippy --version >/dev/null 2>&1 || [[ $1 != all ]] || missing+=(rust-web-clippy)
+    command -v cc >/dev/null || missing+=(gcc libc6-dev)
+    command -v make >/dev/null || missing+=(make)
+    command -v shellcheck >/dev/null || [[ $1 != all ]] || missing+=(shellcheck)
+    [[ ${#missing[@]} -gt 0 ]] || return 0
+    if [[ $EUID -ne 0 ]] || ! grep -qs '^ID=debian' /etc/os-release; then
+        echo "missing on this machine (installed by itself only on Debian as root): ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "installing ${missing[*]}"
+    apt-get -qq update
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Builds the release and prints the directory in which it is installed as it would be on a host.
+stage() {
+    local stage=${CARGO_TARGET_DIR:-$PWD/target}/stage
+    rm -rf "$stage"
+    make --no-print-directory -C packaging install DESTDIR="$stage" >&2
+    echo "$stage"
+}
