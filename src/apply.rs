@@ -7,7 +7,7 @@
 use crate::address::PciAddress;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::lease::{Held, Role};
+use crate::lease::{Held, Role, Store};
 use crate::log::Log;
 use crate::process;
 use crate::sysfs::{self, Device, is_vfio};
@@ -27,6 +27,8 @@ const AUTOPROBE: &str = "sriov_drivers_autoprobe";
 pub struct Mover<'a> {
     /// The host.
     pub host: &'a Host,
+    /// Who owns a device.
+    pub store: &'a Store<'a>,
     /// Where each change is told.
     pub log: &'a Log,
     /// The guest for which it is done; for the log only.
@@ -83,7 +85,7 @@ impl Mover<'_> {
     }
 
     fn try_write(&self, path: &Path, value: &str) -> io::Result<()> {
-        sysfs::try_write(path, value, self.limit).inspect_err(|cause| {
+        sysfs::write(path, value, self.limit).inspect_err(|cause| {
             if cause.kind() == io::ErrorKind::TimedOut {
                 self.hangs.set(true);
             }
@@ -117,7 +119,8 @@ impl Mover<'_> {
     }
 
     /// For kernels without `driver_override`. `new_id` makes vfio-pci take every device of this kind that has no driver, so
-    /// the others which it took are let go, and the id goes away again.
+    /// the others which it took are let go, and the id goes away again. What a guest has claimed is at the same time being
+    /// taken for that guest.
     fn bind_by_id(&self, device: &Device) -> Result<()> {
         let driver = self.host.driver(VFIO_PCI);
         let id = format!("{:04x} {:04x}", device.id.vendor, device.id.device);
@@ -129,19 +132,20 @@ impl Mover<'_> {
             Err(cause) if cause.raw_os_error() == Some(Errno::EEXIST as i32) => false,
             Err(cause) => return Err(sysfs::write_error(&new_id, &id, self.limit, &cause)),
         };
-        let bound = || -> Result<bool> {
-            Ok(sysfs::device(self.host, device.address)?.is_some_and(|now| now.driver.as_deref() == Some(VFIO_PCI)))
+        let bound = match sysfs::driver_of(self.host, device.address)?.as_deref() {
+            Some(VFIO_PCI) => Ok(()),
+            _ => self.write(&driver.join("bind"), &device.address.to_string()),
         };
-        let result = if bound()? { Ok(()) } else { self.write(&driver.join("bind"), &device.address.to_string()) };
         if added {
             self.write(&driver.join("remove_id"), &id)?;
-            for name in sysfs::names(&driver)?.iter().filter(|name| !before.contains(name)) {
-                if name.parse::<PciAddress>().is_ok_and(|other| other != device.address) {
-                    self.write(&driver.join("unbind"), name)?;
+            let new = sysfs::names(&driver)?.into_iter().filter(|name| !before.contains(name));
+            for other in new.filter_map(|name| name.parse::<PciAddress>().ok()) {
+                if other != device.address && self.store.owner(other)?.is_none() {
+                    self.write(&driver.join("unbind"), &other.to_string())?;
                 }
             }
         }
-        result
+        bound
     }
 
     fn unbind(&self, device: &Device) -> Result<()> {
@@ -268,13 +272,10 @@ impl Mover<'_> {
     }
 
     fn expect_driver(&self, address: PciAddress, wanted: Option<&str>) -> Result<()> {
-        let is_there = sysfs::wait_until(self.host, address, self.limit, |device| {
-            device.is_some_and(|device| device.driver.as_deref() == wanted)
-        })?;
-        if is_there {
+        let now = sysfs::wait_for_driver(self.host, address, wanted, self.limit)?;
+        if now.as_deref() == wanted {
             return Ok(());
         }
-        let now = sysfs::device(self.host, address)?.and_then(|device| device.driver);
         let (wanted, now, limit) = (on(wanted), on(now.as_deref()), self.limit.as_secs_f32());
         Err(Error::new(format!(
             "{address} should be {wanted} but is {now} after {limit} s; see `dmesg` for the driver's reason"

@@ -15,7 +15,7 @@ use crate::needs::{self, Need};
 use crate::plan::{Answer, Function, Owner, OwnerState, Scene, plan};
 use crate::process;
 use crate::settings::Settings;
-use crate::sysfs;
+use crate::sysfs::{self, Device};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +26,21 @@ pub struct Events<'a> {
     store: Store<'a>,
     settings: Settings,
     settings_error: Option<Error>,
+}
+
+/// On what occasion devices are given back.
+#[derive(Clone, Copy)]
+enum Occasion {
+    /// A start fails here; libvirt undoes its part after that, and tells us by `release`.
+    Undo {
+        /// The device of a call that hangs. It looks as it did before, and what is done to it now, the call may spoil
+        /// when it comes back; so it is kept. The child that makes the call holds the guest's turn until then.
+        hanging: Option<PciAddress>,
+    },
+    /// libvirt says that the guest is gone, and has done its part.
+    Release,
+    /// Nobody says anything; perhaps the guest is gone.
+    Retry,
 }
 
 impl<'a> Events<'a> {
@@ -48,12 +63,12 @@ impl<'a> Events<'a> {
             return Ok(());
         }
         let turn = self.turn(guest)?;
-        if self.store.has_lease(guest) {
-            if process::qemu(self.host, guest).is_some() {
+        if let Some(lease) = self.lease(guest)? {
+            if lease.is_running(self.host, guest) {
                 return Err(Error::new("it runs already, and holds its devices"));
             }
             // A start that nobody ended. What cannot go back now stays on record, and may do for this start.
-            let _ = self.give_back(guest, &turn, true);
+            let _ = self.give_back(guest, &turn, Occasion::Release);
         }
         self.take(guest, &assigned, &turn)?;
         self.try_again_elsewhere(guest);
@@ -84,7 +99,7 @@ impl<'a> Events<'a> {
         lease.state = State::Active;
         lease.starter = process::starter(self.host).or(lease.starter);
         lease.qemu = process::qemu(self.host, guest).or(lease.qemu);
-        self.learn(guest, &assigned, &mut lease)?;
+        self.learn(guest, &assigned, &mut lease, &locked)?;
         if found.as_ref() == Some(&lease) {
             return Ok(());
         }
@@ -93,29 +108,32 @@ impl<'a> Events<'a> {
 
     /// The guest is gone, or its start was given up; also when that has been told before, or nothing was ever taken.
     pub fn release(&self, guest: &str) -> Result<()> {
-        let result = if self.store.has_lease(guest) {
-            let turn = self.turn(guest)?;
-            self.give_back_unless_running(guest, &turn, true)
-        } else {
-            Ok(())
-        };
+        let result = if self.store.has_lease(guest) { self.end(guest) } else { Ok(()) };
         self.try_again_elsewhere(guest);
         result
     }
 
-    /// Gives back what guests left that no longer run and that nobody is starting. Returns what could not be given back.
+    fn end(&self, guest: &str) -> Result<()> {
+        // First of all, so that others can take over should we be killed, or a call into a driver hang.
+        let locked = self.store.lock()?;
+        if let Some(mut lease) = locked.lease(guest)?
+            && !lease.is_running(self.host, guest)
+        {
+            lease.state = State::Returning;
+            // On a full disk the old record will do.
+            let _ = locked.write(guest, &lease);
+        }
+        drop(locked);
+        let turn = self.turn(guest)?;
+        self.give_back(guest, &turn, Occasion::Release)
+    }
+
+    /// Gives back what guests left that no longer run and that nobody is starting. Returns what could not be done.
     pub fn reconcile(&self) -> Result<Vec<Error>> {
         let mut failures = Vec::new();
         for guest in self.store.guests()? {
-            let turn = self.turn(&guest)?;
-            let in_use = match self.store.lock()?.lease(&guest)? {
-                Some(lease) => lease.is_in_use(self.host, &guest),
-                None => true,
-            };
-            if !in_use {
-                self.log.warning(format_args!("guest '{guest}' is gone without a word; giving its devices back"));
-                failures.extend(self.give_back(&guest, &turn, false).err());
-            }
+            let done = self.turn(&guest).and_then(|turn| self.give_back(&guest, &turn, Occasion::Retry));
+            failures.extend(done.err().map(|error| error.during(format_args!("guest '{guest}'"))));
         }
         Ok(failures)
     }
@@ -125,12 +143,23 @@ impl<'a> Events<'a> {
         assigned.is_empty() && !self.store.has_lease(guest)
     }
 
+    fn lease(&self, guest: &str) -> Result<Option<Lease>> {
+        if self.store.has_lease(guest) { self.store.lock()?.lease(guest) } else { Ok(None) }
+    }
+
     fn turn(&self, guest: &str) -> Result<Turn> {
         self.store.turn(guest, self.settings.deadline())
     }
 
     fn mover<'b>(&'b self, guest: &'b str) -> Mover<'b> {
-        Mover { host: self.host, log: self.log, guest, limit: self.settings.deadline(), hangs: Cell::new(false) }
+        Mover {
+            host: self.host,
+            store: &self.store,
+            log: self.log,
+            guest,
+            limit: self.settings.deadline(),
+            hangs: Cell::new(false),
+        }
     }
 
     fn take(&self, guest: &str, assigned: &[Assigned], turn: &Turn) -> Result<()> {
@@ -139,7 +168,7 @@ impl<'a> Events<'a> {
         for held in &devices {
             if let Err(error) = mover.take(held) {
                 let hanging = mover.hangs.get().then_some(held.address);
-                return Err(match self.give_back_but(hanging, guest, turn, false) {
+                return Err(match self.give_back(guest, turn, Occasion::Undo { hanging }) {
                     Ok(()) => error,
                     Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
                 });
@@ -151,15 +180,18 @@ impl<'a> Events<'a> {
     /// Decides what the guest takes and writes it down, both under the lock; returns it for the work outside.
     fn record(&self, guest: &str, assigned: &[Assigned]) -> Result<Vec<Held>> {
         let mut needs = BTreeMap::new();
-        let mut recovered = BTreeSet::new();
+        self.expect_answers(guest, assigned)?;
+        // Kept to the end, so that nobody else gives back what we are about to take over.
+        let mut recovered = BTreeMap::new();
         loop {
             let locked = self.store.lock()?;
             let own = locked.lease(guest)?;
-            let functions = self.functions(guest, own.as_ref(), assigned, &locked, &recovered)?;
+            let (functions, missing) = self.functions((guest, own.as_ref()), assigned, &locked, &recovered)?;
             let scene = Scene {
                 guest,
                 assigned,
                 functions,
+                missing,
                 needs: std::mem::take(&mut needs),
                 settings: &self.settings,
                 settings_error: self.settings_error.as_ref(),
@@ -177,14 +209,31 @@ impl<'a> Events<'a> {
                 Answer::Recover(other) => {
                     drop(locked);
                     needs = scene.needs;
-                    self.log.warning(format_args!("guest '{other}' is gone without a word; giving its devices back"));
                     let turn = self.turn(&other)?;
                     // What stays with it is known next time round.
-                    let _ = self.give_back_unless_running(&other, &turn, false);
-                    recovered.insert(other);
+                    let _ = self.give_back(&other, &turn, Occasion::Retry);
+                    recovered.insert(other, turn);
                 }
             }
         }
+    }
+
+    /// Under the lock, drivers are asked about devices. That a driver which hangs does not hang everybody is found out
+    /// before. What others own is not asked about, and vfio-pci has nothing to hang on.
+    fn expect_answers(&self, guest: &str, assigned: &[Assigned]) -> Result<()> {
+        for wanted in assigned {
+            let group = sysfs::identity(self.host, wanted.address)?.and_then(|device| device.group);
+            for member in group.map_or(Ok(Vec::new()), |group| sysfs::group_members(self.host, group))? {
+                let is_theirs = self.store.owner(member)?.is_some_and(|owner| owner != guest);
+                match sysfs::identity(self.host, member)? {
+                    Some(device) if !is_theirs && device.on_host_driver() && !device.is_bridge() => {
+                        sysfs::expect_answer(self.host, &device, self.settings.deadline())?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     fn need(&self, address: PciAddress) -> Result<Option<Need>> {
@@ -209,71 +258,73 @@ impl<'a> Events<'a> {
         })
     }
 
-    /// The functions that a guest's start could touch, with their owners.
+    /// The functions that a guest's start could touch, with their owners, and who owns what is missing.
     fn functions(
         &self,
-        guest: &str,
-        own: Option<&Lease>,
+        own: (&str, Option<&Lease>),
         assigned: &[Assigned],
         locked: &Locked,
-        recovered: &BTreeSet<String>,
-    ) -> Result<BTreeMap<PciAddress, Function>> {
-        let mut functions = BTreeMap::new();
+        recovered: &BTreeMap<String, Turn>,
+    ) -> Result<(BTreeMap<PciAddress, Function>, BTreeMap<PciAddress, String>)> {
+        let (mut functions, mut missing) = (BTreeMap::new(), BTreeMap::new());
         let mut open: Vec<PciAddress> = assigned.iter().map(|device| device.address).collect();
         let mut groups = BTreeSet::new();
         while let Some(address) = open.pop() {
             if functions.contains_key(&address) {
                 continue;
             }
-            let Some(device) = sysfs::device(self.host, address)? else { continue };
+            let Some(device) = sysfs::identity(self.host, address)? else {
+                let owner = self.store.owner(address)?.filter(|owner| owner != own.0 && self.store.has_lease(owner));
+                missing.extend(owner.map(|owner| (address, owner)));
+                continue;
+            };
+            let owner = self.owner(&device, own, locked, recovered)?;
+            // A driver may hang while it has to do with a device that another guest owns; so nothing is asked of it.
+            let is_ours =
+                owner.as_ref().is_none_or(|owner| matches!(owner.state, OwnerState::Ourselves | OwnerState::Stuck));
+            let device = if is_ours { sysfs::device(self.host, address)?.unwrap_or(device) } else { device };
             let is_assigned = assigned.iter().any(|device| device.address == address);
             if let Some(group) = device.group.filter(|group| is_assigned && groups.insert(*group)) {
                 open.extend(sysfs::group_members(self.host, group)?);
             }
             open.extend(sysfs::vfs_of(self.host, &device)?);
-            let owner = match self.store.owner(address)? {
-                Some(owner) if owner == guest => {
-                    own.map(|lease| (owner, OwnerState::Ourselves, lease.held(address).cloned()))
-                }
-                Some(owner) => self.other_owner(owner, address, locked, recovered)?,
-                None => None,
-            };
-            let owner = owner.map(|(guest, state, held)| Owner {
-                guest,
-                state,
-                held: held.filter(|held| held.id == device.id),
-            });
             functions.insert(address, Function { device, owner });
         }
-        Ok(functions)
+        Ok((functions, missing))
     }
 
-    fn other_owner(
+    /// Who owns a device. A claim counts if its lease tells of the device that is here now.
+    fn owner(
         &self,
-        owner: String,
-        address: PciAddress,
+        device: &Device,
+        (guest, own): (&str, Option<&Lease>),
         locked: &Locked,
-        recovered: &BTreeSet<String>,
-    ) -> Result<Option<(String, OwnerState, Option<Held>)>> {
+        recovered: &BTreeMap<String, Turn>,
+    ) -> Result<Option<Owner>> {
+        let record = |lease: &Lease| lease.held(device.address).filter(|held| held.id == device.id).cloned();
+        let Some(owner) = self.store.owner(device.address)? else { return Ok(None) };
+        if owner == guest {
+            let held = own.and_then(record);
+            return Ok(held.map(|held| Owner { guest: owner, state: OwnerState::Ourselves, held: Some(held) }));
+        }
         let Some(lease) = locked.lease(&owner)? else {
-            // A claim without a lease: it was lost. Only the guest itself can still need the device.
+            // The lease was lost. Only the guest itself can still need the device.
             let runs = process::qemu(self.host, &owner).is_some();
-            return Ok(runs.then_some((owner, OwnerState::InUse, None)));
+            return Ok(runs.then_some(Owner { guest: owner, state: OwnerState::InUse, held: None }));
         };
         let state = if lease.is_in_use(self.host, &owner) {
             OwnerState::InUse
-        } else if recovered.contains(&owner) {
+        } else if recovered.contains_key(&owner) {
             OwnerState::Stuck
         } else {
             OwnerState::Gone
         };
-        let held = lease.held(address).cloned();
-        Ok(held.map(|held| (owner, state, Some(held))))
+        Ok(record(&lease).map(|held| Owner { guest: owner, state, held: Some(held) }))
     }
 
     /// Adds the groups of devices that a running guest has and its lease does not tell of. How they were found is not
     /// known any more, so they stay on the driver they have.
-    fn learn(&self, guest: &str, assigned: &[Assigned], lease: &mut Lease) -> Result<()> {
+    fn learn(&self, guest: &str, assigned: &[Assigned], lease: &mut Lease, locked: &Locked) -> Result<()> {
         for wanted in assigned {
             if lease.held(wanted.address).is_some() {
                 continue;
@@ -291,6 +342,15 @@ impl<'a> Events<'a> {
                     None => Role::Sibling,
                 };
                 if lease.held(member).is_some() || device.is_bridge() && role == Role::Sibling {
+                    continue;
+                }
+                // Another guest may have had it before, and know.
+                let known = match self.store.owner(member)? {
+                    Some(owner) => locked.lease(&owner)?.and_then(|lease| lease.held(member).cloned()),
+                    None => None,
+                };
+                if let Some(known) = known.filter(|held| held.id == device.id) {
+                    lease.devices.push(Held { role, ..known });
                     continue;
                 }
                 self.log.warning(format_args!(
@@ -312,44 +372,27 @@ impl<'a> Events<'a> {
         Ok(())
     }
 
-    fn give_back_unless_running(&self, guest: &str, turn: &Turn, libvirt_done: bool) -> Result<()> {
-        let lease = self.store.lock()?.lease(guest)?;
-        let runs = |lease: &Lease| match &lease.qemu {
-            Some(qemu) => qemu.is_alive(self.host),
-            None => process::qemu(self.host, guest).is_some(),
-        };
-        if lease.as_ref().is_some_and(runs) {
-            self.log.warning(format_args!(
-                "guest '{guest}' was said to be gone, but its QEMU still runs; it keeps its devices"
-            ));
-            return Ok(());
-        }
-        self.give_back(guest, turn, libvirt_done)
-    }
-
     /// Gives back what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record, and
-    /// so is what libvirt itself still has to give back: that is over with the guest's `release` (`libvirt_done`), or when
-    /// that libvirtd has died.
-    fn give_back(&self, guest: &str, turn: &Turn, libvirt_done: bool) -> Result<()> {
-        self.give_back_but(None, guest, turn, libvirt_done)
-    }
-
-    /// Keeps the device of a call that hangs on record: it looks as it did before, and what is done to it now, the call
-    /// may spoil when it comes back. The child that makes it holds the guest's turn until then.
-    fn give_back_but(&self, hanging: Option<PciAddress>, guest: &str, _turn: &Turn, libvirt_done: bool) -> Result<()> {
+    /// so is what libvirt itself still has to give back: that is over with the guest's `release`, or when that libvirtd
+    /// has died.
+    fn give_back(&self, guest: &str, _turn: &Turn, occasion: Occasion) -> Result<()> {
         let lease = {
             let locked = self.store.lock()?;
             let Some(mut lease) = locked.lease(guest)? else { return Ok(()) };
-            if libvirt_done || !lease.libvirt_lives(self.host) {
-                lease.state = State::Returning;
-            }
-            let mut owned = Vec::new();
-            for held in lease.devices {
-                if self.store.owner(held.address)?.as_deref() == Some(guest) {
-                    owned.push(held);
+            match occasion {
+                Occasion::Retry if lease.is_in_use(self.host, guest) => return Ok(()),
+                Occasion::Release if lease.is_running(self.host, guest) => {
+                    return Err(Error::new("its QEMU still runs, so it keeps its devices"));
                 }
+                Occasion::Release => lease.state = State::Returning,
+                _ if !lease.libvirt_lives(self.host) => {
+                    self.log.warning(format_args!("guest '{guest}' is gone without a word; giving its devices back"));
+                    lease.state = State::Returning;
+                }
+                Occasion::Undo { .. } => lease.state = State::Failed,
+                Occasion::Retry => {}
             }
-            lease.devices = owned;
+            lease.devices = locked.owned(guest, lease.devices)?;
             // On a full disk the record stays as it was, which is enough to give back by.
             if let Err(error) = locked.write(guest, &lease) {
                 self.log.warning(&error);
@@ -363,7 +406,7 @@ impl<'a> Events<'a> {
             // VFs come back only with their PF, which stands behind them.
             let result = if held.role == Role::Vf && kept.iter().any(|kept: &Held| kept.numvfs > 0) {
                 Ok(false)
-            } else if hanging == Some(held.address) {
+            } else if matches!(occasion, Occasion::Undo { hanging: Some(address) } if address == held.address) {
                 Err(Error::new(format!(
                     "{} stays on record until the kernel is done with it; it is given back at the next start or stop of a \
                      guest after that",
@@ -391,7 +434,7 @@ impl<'a> Events<'a> {
         let Ok(others) = self.store.guests_needing_attention() else { return };
         for other in others.iter().filter(|other| *other != guest) {
             if let Ok(Some(turn)) = self.store.try_turn(other) {
-                let _ = self.give_back_unless_running(other, &turn, false);
+                let _ = self.give_back(other, &turn, Occasion::Retry);
             }
         }
     }

@@ -20,6 +20,7 @@ use crate::log::Log;
 use crate::process::{self, Process};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
@@ -57,6 +58,8 @@ pub enum State {
     Pending,
     /// The guest runs.
     Active,
+    /// The start failed here; libvirt undoes its part and then says so.
+    Failed,
     /// The guest is gone, libvirt has done its part of the stop, and the rest goes back.
     Returning,
 }
@@ -106,6 +109,17 @@ pub enum Role {
     Vf,
 }
 
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Managed => "managed",
+            Self::Unmanaged => "unmanaged",
+            Self::Sibling => "sibling",
+            Self::Vf => "vf",
+        })
+    }
+}
+
 impl Lease {
     /// A lease of a guest that is being started.
     pub fn new(starter: Option<Process>, devices: Vec<Held>) -> Self {
@@ -114,11 +128,15 @@ impl Lease {
 
     /// Whether the guest still is, or will be, using its devices.
     pub fn is_in_use(&self, host: &Host, guest: &str) -> bool {
-        let runs = match &self.qemu {
+        self.is_running(host, guest) || self.state == State::Pending && self.libvirt_lives(host)
+    }
+
+    /// Whether the guest's QEMU runs.
+    pub fn is_running(&self, host: &Host, guest: &str) -> bool {
+        match &self.qemu {
             Some(qemu) => qemu.is_alive(host),
             None => process::qemu(host, guest).is_some(),
-        };
-        runs || self.state == State::Pending && self.libvirt_lives(host)
+        }
     }
 
     /// Whether the libvirtd that asked for this lease still runs. If not, nobody will finish a start, nor undo it.
@@ -258,8 +276,11 @@ impl Locked<'_> {
         Ok(None)
     }
 
-    /// Records a lease, then claims its devices.
+    /// Records a lease, then claims its devices. What went wrong before a new start is over with it.
     pub fn write(&self, guest: &str, lease: &Lease) -> Result<()> {
+        if lease.state == State::Pending {
+            remove(&self.store.path("attention", guest))?;
+        }
         let text =
             quick_xml::se::to_string(lease).map_err(|cause| Error::new(format!("Cannot write a lease: {cause}")))?;
         self.replace("leases", guest, |temporary| {
@@ -275,11 +296,23 @@ impl Locked<'_> {
         Ok(())
     }
 
+    /// Those of the lease's devices that the guest still owns.
+    pub fn owned(&self, guest: &str, devices: Vec<Held>) -> Result<Vec<Held>> {
+        let mut owned = Vec::new();
+        for held in devices {
+            if self.store.owner(held.address)?.as_deref() == Some(guest) {
+                owned.push(held);
+            }
+        }
+        Ok(owned)
+    }
+
     /// Drops what was given back: the claims of all devices of the lease but those in `kept`, for which `why` says what
     /// went wrong, if anything did. Without any left, the lease is over.
     pub fn settle(&self, guest: &str, lease: &Lease, kept: Vec<Held>, why: Option<&str>) -> Result<()> {
-        for held in lease.devices.iter().filter(|held| !kept.contains(held)) {
-            if self.store.owner(held.address)?.as_deref() == Some(guest) {
+        let kept = self.owned(guest, kept)?;
+        for held in self.owned(guest, lease.devices.clone())? {
+            if !kept.contains(&held) {
                 remove(&self.store.path("claims", &held.address.to_string()))?;
             }
         }

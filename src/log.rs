@@ -7,8 +7,10 @@ use crate::host::Host;
 use once_cell::unsync::OnceCell;
 use std::cell::RefCell;
 use std::fmt::Display;
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
 type Syslog = Logger<LoggerBackend, Formatter3164>;
@@ -69,7 +71,8 @@ impl Log {
                 process: self.program.to_owned(),
                 pid: std::process::id(),
             };
-            syslog::unix_custom(formatter, &self.socket).ok().map(RefCell::new)
+            let backend = LoggerBackend::Unix(connect(&self.socket).ok()?);
+            Some(RefCell::new(Logger { formatter, backend }))
         });
         syslog.as_ref().is_some_and(|syslog| write(&mut syslog.borrow_mut()).is_ok())
     }
@@ -78,4 +81,12 @@ impl Log {
 /// Guests' names stand in most lines, and may hold a newline that would make a second, forged line of the rest.
 fn one_line(line: impl Display) -> String {
     Error::new(line.to_string()).to_string()
+}
+
+/// A log that is stuck must not hold up a guest: each line waits a little, then goes to stderr.
+fn connect(path: &Path) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(Duration::from_millis(500)))?;
+    socket.connect(path)?;
+    Ok(socket)
 }

@@ -7,7 +7,7 @@
 use crate::address::PciAddress;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::{patient, sysfs};
+use crate::{patient, process, sysfs};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage};
@@ -60,6 +60,18 @@ pub enum Need {
         /// The device made of it.
         of: String,
     },
+    /// Open in a process: the disk of a guest that uses it raw, a database.
+    Open {
+        /// Block device.
+        disk: String,
+        /// Who has it open.
+        by: String,
+    },
+    /// In use through VFIO: by another guest that has it hot-plugged, DPDK, SPDK.
+    InVfio {
+        /// Who has its group open.
+        by: String,
+    },
     /// Claimed exclusively by something in the kernel: ZFS, btrfs with several devices, a mount in a container.
     Claimed {
         /// Block device.
@@ -76,6 +88,8 @@ impl fmt::Display for Need {
             Self::Mounted { disk, at } => write!(f, "{disk} is mounted at {at}"),
             Self::Swap { disk } => write!(f, "{disk} is swapped to"),
             Self::Member { disk, of } => write!(f, "{disk} is a member of {of}"),
+            Self::Open { disk, by } => write!(f, "{disk} is open in {by}"),
+            Self::InVfio { by } => write!(f, "{by} uses it through VFIO"),
             Self::Claimed { disk } => write!(f, "{disk} is in use (claimed in the kernel)"),
         }
     }
@@ -91,15 +105,16 @@ impl Need {
             Self::Mounted { at, .. } => format!("Unmount {at}"),
             Self::Swap { disk } => format!("Run swapoff /dev/{disk}"),
             Self::Member { of, .. } => format!("Stop {of}"),
+            Self::Open { by, .. } | Self::InVfio { by } => format!("Stop {by}"),
             Self::Claimed { disk } => format!("Stop what uses /dev/{disk}"),
         }
     }
 
     /// Whether this forbids even what the guest asks for by itself. A NIC that merely has an address, as NetworkManager
-    /// gives to each it finds, is taken for a guest that names it, as libvirt always did; the host's last way out, or a
+    /// gives to each it finds, or a disk that something has open, is taken for a guest that names it, as libvirt always did; the host's last way out, or a
     /// disk in use, never is.
     pub fn is_vital(&self) -> bool {
-        !matches!(self, Self::Address { .. })
+        !matches!(self, Self::Address { .. } | Self::Open { .. })
     }
 }
 
@@ -108,8 +123,14 @@ impl Need {
 /// # Errors
 /// What cannot be found out is an error: a device is taken only if it is known to be free.
 pub fn of(host: &Host, address: PciAddress, limit: Duration) -> Result<Option<Need>> {
+    let folder = host.device(address);
+    if sysfs::link_name(&folder.join("driver"))?.as_deref().is_some_and(sysfs::is_vfio)
+        && let Some(group) = sysfs::link_number(&folder.join("iommu_group"))?
+    {
+        return Ok(process::holder_of_group(host, group)?.map(|by| Need::InVfio { by }));
+    }
     let mut below = Below::default();
-    below.search(&host.device(address), 0)?;
+    below.search(&folder, 0)?;
     let guard = Guard { host, limit };
     for netdev in &below.netdevs {
         if let Some(need) = guard.network(netdev)? {
@@ -251,7 +272,8 @@ impl Guard<'_> {
         if self.is_claimed(disk)? {
             return Ok(Some(Need::Claimed { disk: disk.to_owned() }));
         }
-        Ok(None)
+        let holder = process::holder_of(self.host, &self.host.path("dev").join(disk))?;
+        Ok(holder.map(|by| Need::Open { disk: disk.to_owned(), by }))
     }
 
     /// Where a block device is mounted on the host (as init sees it: libvirtd may have mounts of its own). By number, or
@@ -305,16 +327,17 @@ fn hex(text: &str) -> Option<u32> {
 fn address_of(netdev: &str) -> Result<Option<String>> {
     let all = nix::ifaddrs::getifaddrs()
         .map_err(|errno| Error::new(format!("Cannot list the addresses of the host's interfaces: {errno}")))?;
-    Ok(all.filter(|entry| entry.interface_name == netdev).filter_map(|entry| entry.address).find_map(
-        |address: SockaddrStorage| match address.family()? {
-            AddressFamily::Inet => Some(address.as_sockaddr_in()?.ip().to_string()),
-            AddressFamily::Inet6 => {
-                let ip = address.as_sockaddr_in6()?.ip();
-                (!ip.is_unicast_link_local()).then(|| ip.to_string())
-            }
-            _ => None,
-        },
-    ))
+    // An address with a label is shown under that, as eth0:1.
+    let interface = |name: &str| name.split(':').next().map(str::to_owned);
+    let own = all.filter(|entry| interface(&entry.interface_name) == interface(netdev));
+    Ok(own.filter_map(|entry| entry.address).find_map(|address: SockaddrStorage| match address.family()? {
+        AddressFamily::Inet => Some(address.as_sockaddr_in()?.ip().to_string()),
+        AddressFamily::Inet6 => {
+            let ip = address.as_sockaddr_in6()?.ip();
+            (!ip.is_unicast_link_local()).then(|| ip.to_string())
+        }
+        _ => None,
+    }))
 }
 
 #[cfg(test)]

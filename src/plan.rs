@@ -21,6 +21,8 @@ pub struct Scene<'a> {
     /// Each function that the start could touch: the assigned ones, the other members of their groups, and the VFs of the
     /// PFs among them.
     pub functions: BTreeMap<PciAddress, Function>,
+    /// Who owns functions that are asked for and not there: VFs go with a PF that another guest has.
+    pub missing: BTreeMap<PciAddress, String>,
     /// What the host needs of a device, as far as it has been asked.
     pub needs: BTreeMap<PciAddress, Option<Need>>,
     /// The admin's settings.
@@ -83,7 +85,8 @@ pub fn plan(scene: &Scene) -> Result<Answer, Error> {
     if assigned > most {
         return Err(Error::new(format!(
             "it has {assigned} assigned PCI devices, and {most} is the most a guest may have. Remove some, or raise the limit \
-             with <devices max='{assigned}'/> in /etc/vfpool/host.xml"
+             with <devices max='{assigned}'/> in /etc/vfpool/host.xml{}",
+            scene.settings_note()
         )));
     }
     let taken = scene.taken()?;
@@ -186,6 +189,12 @@ impl<'a> Scene<'a> {
     /// The function at an address that a guest may have, and its group.
     fn assignable(&'a self, address: PciAddress) -> Result<(&'a Function, u32), Error> {
         let Some(function) = self.functions.get(&address) else {
+            if let Some(other) = self.missing.get(&address) {
+                return Err(Error::new(format!(
+                    "{address} is not there as long as guest '{other}' has the PF that it belongs to. Stop '{other}' first, \
+                     or use another device"
+                )));
+            }
             return Err(Error::new(format!(
                 "there is no PCI device {address} on this host. Look with `lspci -D`, and correct the guest with `virsh edit`"
             )));
@@ -205,9 +214,10 @@ impl<'a> Scene<'a> {
         Ok((function, group))
     }
 
-    /// The guard asks only for devices that would leave a host driver, and that the admin has not allowed.
+    /// The guard asks only for devices that would leave a host driver, or vanish, and that the admin has not allowed.
     fn wants_guard(&self, take: &Take) -> bool {
-        take.function.device.on_host_driver() && !self.settings.allows(take.function.device.address)
+        let device = &take.function.device;
+        (device.on_host_driver() || take.role == Role::Vf) && !self.settings.allows(device.address)
     }
 
     fn refuse_shared(&self, take: &Take, owner: &Owner) -> Error {
@@ -231,16 +241,18 @@ impl<'a> Scene<'a> {
         Error::new(format!("{what}. Stop '{other}' first, or use another device"))
     }
 
+    /// Settings that were made and do not count explain many a refusal.
+    fn settings_note(&self) -> String {
+        self.settings_error.map_or_else(String::new, |error| format!(". {error}"))
+    }
+
     fn refuse_needed(&self, take: &Take, need: &Need) -> Error {
         let address = take.function.device.address;
-        let settings = match self.settings_error {
-            Some(error) => format!(". {error}"),
-            None => String::new(),
-        };
         Error::new(format!(
-            "Cannot detach {}: {need}. {}, or allow it with <allow address='{address}'/> in /etc/vfpool/host.xml{settings}",
+            "Cannot detach {}: {need}. {}, or allow it with <allow address='{address}'/> in /etc/vfpool/host.xml{}",
             take.describe(),
             need.remedy(),
+            self.settings_note()
         ))
     }
 }

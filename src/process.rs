@@ -3,8 +3,10 @@
 
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::sysfs;
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::path::{Path, PathBuf};
 
 /// One process, also after its pid was given to another: told apart by its start time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,7 @@ impl Process {
 struct Stat {
     parent: i32,
     start: u64,
+    is_dying: bool,
 }
 
 impl Stat {
@@ -40,11 +43,13 @@ impl Stat {
         let text = fs::read_to_string(host.process(pid).join("stat")).ok()?;
         // The command name, field 2, may itself hold blanks and brackets.
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        let state = *fields.first()?;
-        if matches!(state, "Z" | "X" | "x") {
+        let (state, threads) = (*fields.first()?, *fields.get(17)?);
+        // A dying QEMU's first thread is a zombie while others still let go of memory and devices.
+        let is_dying = matches!(state, "Z" | "X" | "x");
+        if is_dying && threads.parse::<u32>().ok()? <= 1 {
             return None;
         }
-        Some(Self { parent: fields.get(1)?.parse().ok()?, start: fields.get(19)?.parse().ok()? })
+        Some(Self { parent: fields.get(1)?.parse().ok()?, start: fields.get(19)?.parse().ok()?, is_dying })
     }
 }
 
@@ -74,14 +79,25 @@ pub fn qemu(host: &Host, guest: &str) -> Option<Process> {
 /// Pid and name of a process that has the VFIO group open. The group's device node is exclusive, and opening it to
 /// find out could make a QEMU that is just starting fail; so the fds of all processes are looked at.
 pub fn holder_of_group(host: &Host, group: u32) -> Result<Option<String>> {
-    let node = host.path(format!("dev/vfio/{group}"));
-    let proc = host.path("proc");
-    for pid in crate::sysfs::names(&proc)?.iter().filter_map(|name| name.parse::<i32>().ok()) {
-        // Processes come and go while we look.
-        let Ok(fds) = fs::read_dir(host.process(pid).join("fd")) else { continue };
-        if fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == node)) {
-            let name = crate::sysfs::read(&host.process(pid).join("comm"))
-                .unwrap_or_else(|_: Error| "ended meanwhile".to_owned());
+    holder_of(host, &host.path(format!("dev/vfio/{group}")))
+}
+
+/// Pid and name of a process that has this device node open.
+pub fn holder_of(host: &Host, node: &Path) -> Result<Option<String>> {
+    for pid in sysfs::names(&host.path("proc"))?.iter().filter_map(|name| name.parse::<i32>().ok()) {
+        let process = host.process(pid);
+        let has_node = |fds: PathBuf| -> bool {
+            // Processes come and go while we look.
+            let Ok(fds) = fs::read_dir(fds) else { return false };
+            fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == node))
+        };
+        // The first thread of a dying process shows no fds while others still hold them.
+        let threads = || sysfs::names(&process.join("task")).unwrap_or_default();
+        let is_holder = has_node(process.join("fd"))
+            || Stat::read(host, pid).is_some_and(|stat| stat.is_dying)
+                && threads().iter().any(|thread| has_node(process.join("task").join(thread).join("fd")));
+        if is_holder {
+            let name = sysfs::read(&process.join("comm")).unwrap_or_else(|_: Error| "ended meanwhile".to_owned());
             return Ok(Some(format!("process {pid} ({name})")));
         }
     }

@@ -14,6 +14,7 @@ use crate::host::Host;
 use serde::Deserialize;
 use std::fs;
 use std::io;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 /// What may be set for a host. Without a file, each value is its default.
@@ -53,13 +54,13 @@ impl Default for Devices {
 #[serde(deny_unknown_fields)]
 struct Deadline {
     #[serde(rename = "@seconds")]
-    seconds: u32,
+    seconds: NonZeroU32,
 }
 
 impl Default for Deadline {
     /// Some drivers take several seconds to let go of a card; more than this is a hang.
     fn default() -> Self {
-        Self { seconds: 30 }
+        Self { seconds: NonZeroU32::new(30).expect("30 is not 0") }
     }
 }
 
@@ -91,7 +92,7 @@ impl Settings {
 
     /// How long one step on a device may take: a write, or the wait for what it should bring about.
     pub fn deadline(&self) -> Duration {
-        Duration::from_secs(self.deadline.seconds.into())
+        Duration::from_secs(self.deadline.seconds.get().into())
     }
 }
 
@@ -133,6 +134,7 @@ mod tests {
             ("<host><alow address='02:00.1'/></host>", "alow"),
             ("<host><allow address='2:0.1'/></host>", "write it as 0000:02:00.1"),
             ("<host><devices max='many'/></host>", "many"),
+            ("<host><deadline seconds='0'/></host>", "nonzero"),
             ("<host><devices", "host.xml"),
         ] {
             let error = load(text).expect_err(text).to_string();

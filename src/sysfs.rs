@@ -67,7 +67,26 @@ pub fn is_vfio(driver: &str) -> bool {
 }
 
 /// The function at this address; `None` where there is none.
+///
+/// The kernel shows `driver_override` and the SR-IOV attributes only when no call into the device's driver is under way: of a
+/// driver that hangs, use [`identity`].
 pub fn device(host: &Host, address: PciAddress) -> Result<Option<Device>> {
+    let Some(device) = identity(host, address)? else { return Ok(None) };
+    let folder = host.device(address);
+    Ok(Some(Device {
+        driver_override: read_optional(&folder.join("driver_override"))?
+            .map(|text| Some(text).filter(|text| !text.is_empty() && text != "(null)")),
+        numvfs: match read_optional(&folder.join("sriov_numvfs"))? {
+            Some(text) => number(&folder.join("sriov_numvfs"), &text)?,
+            None => 0,
+        },
+        drivers_autoprobe: read_optional(&folder.join("sriov_drivers_autoprobe"))?.map(|text| text != "0"),
+        ..device
+    }))
+}
+
+/// What can be told of a function without waiting for its driver: all but its override and its VFs.
+pub fn identity(host: &Host, address: PciAddress) -> Result<Option<Device>> {
     let folder = host.device(address);
     let Some(vendor) = read_optional(&folder.join("vendor"))? else { return Ok(None) };
     Ok(Some(Device {
@@ -79,18 +98,14 @@ pub fn device(host: &Host, address: PciAddress) -> Result<Option<Device>> {
         class: number(&folder.join("class"), &read(&folder.join("class"))?)?,
         header_type: header_type(&folder.join("config"))?,
         driver: link_name(&folder.join("driver"))?,
-        driver_override: read_optional(&folder.join("driver_override"))?
-            .map(|text| Some(text).filter(|text| !text.is_empty() && text != "(null)")),
+        driver_override: None,
         group: link_number(&folder.join("iommu_group"))?,
         physfn: match link_name(&folder.join("physfn"))? {
             Some(name) => Some(name.parse()?),
             None => None,
         },
-        numvfs: match read_optional(&folder.join("sriov_numvfs"))? {
-            Some(text) => number(&folder.join("sriov_numvfs"), &text)?,
-            None => 0,
-        },
-        drivers_autoprobe: read_optional(&folder.join("sriov_drivers_autoprobe"))?.map(|text| text != "0"),
+        numvfs: 0,
+        drivers_autoprobe: None,
     }))
 }
 
@@ -118,18 +133,17 @@ pub fn vfs_of(host: &Host, pf: &Device) -> Result<Vec<PciAddress>> {
 }
 
 /// Writes a value to an attribute: opened for writing only, never created or truncated, in one write(2), and given up
-/// after `limit`.
-pub fn write(path: &Path, value: &str, limit: Duration) -> Result<()> {
-    try_write(path, value, limit).map_err(|cause| write_error(path, value, limit, &cause))
-}
-
-/// Like [`write()`], with the cause as the kernel gave it.
-pub fn try_write(path: &Path, value: &str, limit: Duration) -> io::Result<()> {
-    let attribute = CString::new(path.as_os_str().as_bytes())?;
+/// after `limit`. The error is the kernel's; [`write_error`] puts it into words.
+pub fn write(path: &Path, value: &str, limit: Duration) -> io::Result<()> {
+    let attribute = c_path(path)?;
     patient::run(limit, || {
         let file = open(attribute.as_c_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         nix::unistd::write(file, value.as_bytes()).map(|_| ())
     })
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
 /// The admin's words for a failed write.
@@ -142,21 +156,44 @@ pub fn write_error(path: &Path, value: &str, limit: Duration, cause: &io::Error)
     Error::io(&verb, path, cause)
 }
 
-/// Reads a device again and again until it is as wanted, at most for `limit`. `Ok(false)`: it is not.
-pub fn wait_until(
+/// Makes sure that [`device`] will not hang on a function: its driver has to be done with any other call within `limit`.
+pub fn expect_answer(host: &Host, device: &Device, limit: Duration) -> Result<()> {
+    let path = host.device(device.address).join("driver_override");
+    let attribute = c_path(&path).map_err(|cause| Error::io("read", &path, &cause))?;
+    let asked = patient::run(limit, || {
+        let file = open(attribute.as_c_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        nix::unistd::read(file, &mut [0; 64]).map(|_| ())
+    });
+    match asked {
+        Err(cause) if cause.kind() == io::ErrorKind::TimedOut => Err(Error::new(format!(
+            "{} does not answer: its driver {} has been at something else for {} s. See `dmesg` for what hangs",
+            device.address,
+            device.driver.as_deref().unwrap_or("(none)"),
+            limit.as_secs_f32()
+        ))),
+        // Anything else is for those to tell who need the attribute.
+        _ => Ok(()),
+    }
+}
+
+/// The driver that a function is bound to.
+pub fn driver_of(host: &Host, address: PciAddress) -> Result<Option<String>> {
+    link_name(&host.device(address).join("driver"))
+}
+
+/// Looks again and again until a function is on this driver, at most for `limit`; returns the one it is on then.
+pub fn wait_for_driver(
     host: &Host,
     address: PciAddress,
+    wanted: Option<&str>,
     limit: Duration,
-    wanted: impl Fn(Option<&Device>) -> bool,
-) -> Result<bool> {
+) -> Result<Option<String>> {
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(1);
     loop {
-        if wanted(device(host, address)?.as_ref()) {
-            return Ok(true);
-        }
-        if Instant::now() >= deadline {
-            return Ok(false);
+        let driver = driver_of(host, address)?;
+        if driver.as_deref() == wanted || Instant::now() >= deadline {
+            return Ok(driver);
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));
@@ -217,7 +254,8 @@ fn number<T: TryFrom<u32>>(path: &Path, text: &str) -> Result<T> {
         .ok_or_else(|| Error::new(format!("Cannot read {}: '{text}' is not the number expected there", path.display())))
 }
 
-fn link_number(path: &Path) -> Result<Option<u32>> {
+/// The number of what a link points to, as of a device's IOMMU group.
+pub fn link_number(path: &Path) -> Result<Option<u32>> {
     match link_name(path)? {
         Some(name) => number(path, &name).map(Some),
         None => Ok(None),

@@ -38,25 +38,36 @@ fn main() -> ExitCode {
 }
 
 fn reconcile(host: &Host, log: &Log) -> Result<()> {
-    let failures = Events::new(host, log).reconcile()?;
-    let Some((last, others)) = failures.split_last() else { return Ok(()) };
-    for error in others {
-        eprintln!("vfpool: {error}");
-    }
-    Err(last.clone())
+    all(Events::new(host, log).reconcile()?)
 }
 
 fn list(host: &Host, log: &Log) -> Result<()> {
     let store = Store::new(host, log);
+    let mut failures = Vec::new();
     for guest in store.guests()? {
-        let lease = store.lock()?.lease(&guest)?;
-        for held in lease.iter().flat_map(|lease| &lease.devices) {
-            let driver = held.driver.as_deref().unwrap_or("none");
-            println!("{guest}  {}  {:?}  was on {driver}", held.address, held.role);
+        // A name may hold anything; here, too, it must not make lines of its own.
+        let name = guest.escape_debug();
+        match store.lock()?.lease(&guest) {
+            Ok(lease) => {
+                for held in lease.iter().flat_map(|lease| &lease.devices) {
+                    let driver = held.driver.as_deref().unwrap_or("no driver");
+                    println!("{name}  {}  {}, was on {driver}", held.address, held.role);
+                }
+            }
+            Err(error) => failures.push(error),
         }
         if let Some(why) = store.attention(&guest)? {
-            println!("{guest}  needs attention: {}", Error::new(why));
+            println!("{name}  needs attention: {}", Error::new(why));
         }
     }
-    Ok(())
+    all(failures)
+}
+
+/// The last of some failures, after the others were told.
+fn all(mut failures: Vec<Error>) -> Result<()> {
+    let last = failures.pop();
+    for error in failures {
+        eprintln!("vfpool: {error}");
+    }
+    last.map_or(Ok(()), Err)
 }

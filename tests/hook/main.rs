@@ -12,3 +12,4 @@ mod plain;
 mod races;
 mod refusals;
 mod sriov;
+mod trouble;

@@ -1,0 +1,158 @@
+//! What one guest's trouble must not do to others, or to its own next start.
+
+use crate::fakehost::{Device, Host, domain_with};
+use std::fs::File;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+const FIRST: &str = "0000:02:00.0";
+const SECOND: &str = "0000:02:00.1";
+
+fn hold_turn(host: &Host, guest: &str) -> File {
+    let file = File::options().write(true).open(host.path(&format!("run/vfpool/turns/{guest}"))).unwrap();
+    fs2::FileExt::lock_exclusive(&file).unwrap();
+    file
+}
+
+fn runs(host: &Host, guest: &str, pid: u32) -> String {
+    let xml = domain_with(guest, &[FIRST]);
+    host.prepare(guest, &xml).ok();
+    host.libvirt_takes(FIRST);
+    host.hook(guest, "start", &xml).run().ok();
+    host.qemu_runs(guest, pid);
+    host.hook(guest, "started", &xml).run().ok();
+    xml
+}
+
+#[test]
+fn a_guest_that_is_starting_keeps_what_could_not_go_back_before() {
+    let host = Host::with_pair();
+    let xml = domain_with("web", &[FIRST]);
+    host.prepare("web", &xml).ok();
+    host.faults("write errno EIO e1000e/bind");
+    host.release("web", &xml).ok();
+    assert_eq!(host.recorded("attention"), ["web"]);
+    host.prepare("web", &xml).ok();
+    assert_eq!(host.recorded("attention"), [""; 0]);
+    host.faults("");
+    host.hook("other", "release", "").run().ok();
+    assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
+    host.prepare("db", &domain_with("db", &[FIRST])).refused_saying(&["guest 'web' has it"]);
+    host.release("web", &xml).ok();
+    assert_eq!(host.driver(SECOND).as_deref(), Some("e1000e"));
+    host.assert_no_leases("after the end");
+}
+
+#[test]
+fn a_vf_in_use_without_a_lease_keeps_its_pf() {
+    let host = Host::new();
+    host.add(
+        Device::new("0000:01:00.0").id("8086:10c9").driver("igb").group(8).vfs("8086:10ca", &[("0000:01:10.0", 11)]),
+    );
+    host.make_vfs("0000:01:00.0", &[Some("vfio-pci")]);
+    let xml = domain_with("db", &["0000:01:00.0"]);
+    host.process(5000, 1, 5);
+    host.opens_group(5000, 11);
+    let before = host.snapshot();
+    host.prepare("db", &xml).refused_saying(&["0000:01:10.0", "process 5000", "uses it through VFIO"]);
+    host.assert_as(&before, "refused");
+    host.release("db", &xml).ok();
+    host.qemu_ends("nobody");
+    std::fs::remove_dir_all(host.path("proc/5000")).unwrap();
+    host.prepare("db", &xml).ok();
+    host.prepare("mail", &domain_with("mail", &["0000:01:10.0"])).refused_saying(&["guest 'db' has the PF"]);
+}
+
+#[test]
+fn reconcile_goes_on_after_a_guest_that_hangs() {
+    let host = Host::with_pair();
+    host.add_pair("0000:03:00", 9);
+    host.settings("<deadline seconds='1'/>");
+    host.prepare("a", &domain_with("a", &[FIRST])).ok();
+    host.prepare("b", &domain_with("b", &["0000:03:00.0"])).ok();
+    host.libvirtd_dies();
+    let _turn = hold_turn(&host, "a");
+    let outcome = host.vfpool(&["reconcile"]);
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.contains("guest 'a': Cannot lock"), "{}", outcome.stderr);
+    assert_eq!(host.recorded("leases"), ["a"]);
+}
+
+#[test]
+fn a_driver_that_does_not_answer_holds_up_only_its_own_guest() {
+    let host = Host::with_pair();
+    host.add_pair("0000:03:00", 9);
+    host.settings("<deadline seconds='2'/>");
+    let attribute = host.path(&format!("sys/bus/pci/devices/{SECOND}/driver_override")).canonicalize().unwrap();
+    std::fs::remove_file(&attribute).unwrap();
+    // Nobody ever writes to it, so a read hangs.
+    assert!(std::process::Command::new("mkfifo").arg(&attribute).status().unwrap().success());
+    let slow = host.hook("web", "prepare", &domain_with("web", &[FIRST])).spawn();
+    std::thread::sleep(Duration::from_millis(300));
+    let fast = host.prepare("fast", &domain_with("fast", &["0000:03:00.0"])).ok();
+    assert!(fast.took < Duration::from_millis(1500), "{:?}", fast.took);
+    slow.wait().refused_saying(&["0000:02:00.1 does not answer: its driver e1000e"]);
+}
+
+#[test]
+fn a_dying_qemu_is_not_dead() {
+    let host = Host::with_pair();
+    let xml = runs(&host, "web", 4000);
+    // The first thread has ended, another one still lets go of the devices.
+    host.put("proc/4000/stat", "4000 (q) Z 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 2 0 40000 0\n");
+    let fds = host.path("proc/4000/task/4001/fd");
+    std::fs::create_dir_all(&fds).unwrap();
+    std::os::unix::fs::symlink(host.path("dev/vfio/8"), fds.join("9")).unwrap();
+    host.libvirtd_dies();
+    let lease = host.get("run/vfpool/leases/web").unwrap();
+    assert_eq!(host.vfpool(&["reconcile"]).code, Some(0));
+    assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
+    // Nor does a lease that does not know of the QEMU make it give up a group that is open.
+    host.put("run/vfpool/leases/web", lease.replace("pid=\"4000\"", "pid=\"4009\""));
+    assert_eq!(host.vfpool(&["reconcile"]).code, Some(1));
+    assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
+    host.release("web", &xml).ok();
+}
+
+#[test]
+fn a_release_that_cannot_do_its_work_still_counts() {
+    let host = Host::with_pair();
+    host.settings("<deadline seconds='1'/>");
+    let xml = domain_with("web", &[FIRST]);
+    host.prepare("web", &xml).ok();
+    let turn = hold_turn(&host, "web");
+    host.release("web", &xml).ok_saying("vfpool: guest 'web': Cannot lock");
+    drop(turn);
+    host.prepare("db", &domain_with("db", &[FIRST])).ok();
+}
+
+#[test]
+fn a_log_that_is_stuck_does_not_hold_up_a_guest() {
+    let host = Host::with_pair();
+    let _server = UnixDatagram::bind(host.path("dev/log")).unwrap();
+    let client = UnixDatagram::unbound().unwrap();
+    client.set_nonblocking(true).unwrap();
+    while client.send_to(b"x", host.path("dev/log")).is_ok() {}
+    let outcome = host.prepare("web", &domain_with("web", &[FIRST])).ok();
+    assert!(outcome.took < Duration::from_secs(5), "{:?}", outcome.took);
+    assert!(outcome.stderr.contains("e1000e -> vfio-pci"), "{}", outcome.stderr);
+}
+
+#[test]
+fn what_another_guest_knows_of_a_device_is_learned_with_it() {
+    let host = Host::with_pair();
+    let xml = runs(&host, "web", 4000);
+    // The first function is unplugged from web and plugged into app, of which no hook tells; then libvirtd is restarted.
+    host.qemu_runs("app", 5000);
+    host.opens_group(5000, 8);
+    host.qemu_ends("web");
+    host.release("web", &xml).ok();
+    let app = domain_with("app", &[FIRST]);
+    host.hook("app", "reconnect", &app).run().ok();
+    host.qemu_ends("app");
+    host.libvirt_returns(FIRST, "e1000e");
+    host.release("app", &app).ok();
+    assert_eq!(host.driver(SECOND).as_deref(), Some("e1000e"));
+    host.vfpool(&["reconcile"]);
+    host.assert_no_leases("after the end");
+}
