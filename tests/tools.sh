@@ -24,6 +24,6 @@ need_build_tools() {
 stage() {
     local stage=${CARGO_TARGET_DIR:-$PWD/target}/stage
     rm -rf "$stage"
-    make --no-print-directory -C packaging install DESTDIR="$stage" >&2
+    make --silent -C packaging install DESTDIR="$stage" >&2
     echo "$stage"
 }

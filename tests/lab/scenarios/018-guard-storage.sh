@@ -6,12 +6,15 @@ nvme=$(basename /sys/bus/pci/devices/0000:06:00.0/nvme/nvme*)
 disk=/dev/${nvme}n1
 # With native multipath the controller itself has only hidden paths to it.
 [[ -b $disk ]] || fail "expected the disk $disk of 06:00.0"
+# Whatever is made of it, and however far that got.
 free_disk() {
-    mountpoint -q /mnt && umount /mnt
-    swapoff "$disk" 2>/dev/null
-    vgchange -qq -an lab 2>/dev/null
-    mdadm -q --stop /dev/md9 2>/dev/null
-    wipefs -qa "$disk"
+    {
+        umount /mnt
+        swapoff "$disk"
+        vgchange -an lab
+        mdadm --stop /dev/md9
+        wipefs -a "$disk"
+    } >/dev/null 2>&1 || true
 }
 trap free_disk EXIT
 define_guest own "$(hostdev 06:00.0)"
