@@ -164,6 +164,10 @@ impl Mover<'_> {
         let current = device.driver.as_deref();
         let wanted = held.driver.as_deref();
         if current != wanted && device.on_host_driver() && !self.is_probed_vf(device, held) {
+            if held.role == Role::Managed {
+                // libvirt knows better, after we had lost our record.
+                return Ok(());
+            }
             self.log.warning(format_args!(
                 "{address} was {} before guest '{}' and is {} now; somebody else has moved it, so it stays",
                 on(wanted),

@@ -83,9 +83,12 @@ impl<'a> Events<'a> {
         let mut lease = found.clone().unwrap_or_else(|| Lease::new(process::starter(self.host), Vec::new()));
         lease.state = State::Active;
         lease.starter = process::starter(self.host).or(lease.starter);
-        lease.qemu = process::qemu(self.host, guest).or(lease.qemu);
-        self.learn(guest, &assigned, &mut lease, &locked)?;
-        if found.as_ref() == Some(&lease) {
+        let qemu = process::qemu(self.host, guest);
+        if qemu.is_some() {
+            self.learn(guest, &assigned, &mut lease, &locked)?;
+            lease.qemu = qemu;
+        }
+        if lease.devices.is_empty() || found.as_ref() == Some(&lease) {
             return Ok(());
         }
         locked.write(guest, &lease)
@@ -166,7 +169,8 @@ impl<'a> Events<'a> {
                     Some(_) => Role::Unmanaged,
                     None => Role::Sibling,
                 };
-                if lease.held(member).is_some() || device.is_bridge() && role == Role::Sibling {
+                if lease.held(member).is_some() || !device.is_endpoint() || device.is_bridge() && role == Role::Sibling
+                {
                     continue;
                 }
                 // Another guest may have had it before, and know.

@@ -34,7 +34,7 @@ impl Events<'_> {
                     return Err(Error::new("its QEMU still runs, so it keeps its devices"));
                 }
                 Occasion::Release => lease.state = State::Returning,
-                _ if !lease.libvirt_lives(self.host) => {
+                _ if lease.state != State::Returning && !lease.libvirt_lives(self.host) => {
                     self.log.warning(format_args!("guest '{guest}' is gone without a word; giving its devices back"));
                     lease.state = State::Returning;
                 }
