@@ -66,7 +66,8 @@ launch() {
     popd >/dev/null || true
 }
 
-# Another process may take the port between the look and QEMU's bind: try again with another one.
+# Tried again, for two reasons: another process may take the port between the look and QEMU's bind, and now and then an
+# emulated kernel loses its timer while it boots and stands still.
 boot() {
     local snapshot=${1:-snapshot=on} try
     mkdir -p "$run"
@@ -74,12 +75,11 @@ boot() {
     for try in 1 2 3; do
         launch "$snapshot"
         wait_ssh "$LAB_BOOT_DEADLINE" && return
-        grep -qs 'Could not set up host forwarding' "$run/qemu.log" || break
-        note "port taken, try $try"
+        note "host $LAB_NAME did not answer on ssh within $LAB_BOOT_DEADLINE s (try $try); the tail of its console:"
+        { tail -n 30 "$run/console.log" "$run/qemu.log" || true; } >&2
+        down
     done
-    { tail -n 30 "$run/console.log" "$run/qemu.log" || true; } >&2
-    down
-    die "host $LAB_NAME did not answer on ssh within $LAB_BOOT_DEADLINE s; the tail of its console is above"
+    die "host $LAB_NAME does not come up"
 }
 
 # The pid counts only while it is really ours: numbers are used again.
@@ -139,8 +139,11 @@ reboot_host() {
     before=$(inside cat /proc/sys/kernel/random/boot_id)
     [[ ${1:-} == --hard ]] || inside sync
     disconnect
-    monitor system_reset >/dev/null
-    wait_ssh "$LAB_BOOT_DEADLINE" || die "host $LAB_NAME did not come back after a reset"
+    for _ in 1 2 3; do
+        monitor system_reset >/dev/null
+        wait_ssh "$LAB_BOOT_DEADLINE" && break
+    done
+    is_running qemu.pid && [[ -S $run/ssh.ctl ]] || die "host $LAB_NAME did not come back after a reset"
     [[ $(inside cat /proc/sys/kernel/random/boot_id) != "$before" ]] || die "host $LAB_NAME did not reset"
 }
 
