@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::lease::{Held, Role, Store};
 use crate::log::Log;
 use crate::process;
-use crate::sysfs::{self, Device, is_vfio};
+use crate::sysfs::{self, Device};
 use nix::errno::Errno;
 use std::cell::Cell;
 use std::io;
@@ -70,8 +70,9 @@ impl Mover<'_> {
         if held.role == Role::Managed && !libvirt_done && device.driver != held.driver {
             return Ok(false);
         }
-        self.restore_driver(&device, held)?;
-        self.restore_vfs(held)?;
+        if self.restore_driver(&device, held)? {
+            self.restore_vfs(held)?;
+        }
         Ok(true)
     }
 
@@ -93,7 +94,7 @@ impl Mover<'_> {
     }
 
     fn bind_vfio(&self, device: &Device, held: &Held) -> Result<()> {
-        if device.driver.as_deref().is_some_and(is_vfio) {
+        if device.on_vfio {
             return Ok(());
         }
         self.load_vfio()?;
@@ -107,6 +108,11 @@ impl Mover<'_> {
             self.write(&self.host.drivers_probe(), &address.to_string())?;
         } else {
             self.bind_by_id(device)?;
+        }
+        if held.role == Role::Sibling && device.driver.is_none() && sysfs::driver_of(self.host, address)?.is_none() {
+            // VFIO is content with a sibling that has no driver; some devices vfio-pci does not take.
+            self.log.warning(format_args!("{address}: {VFIO_PCI} does not take it; it stays on no driver"));
+            return self.restore_override(device, held);
         }
         self.expect_driver(address, Some(VFIO_PCI))?;
         self.log.info(format_args!(
@@ -159,14 +165,15 @@ impl Mover<'_> {
         }
     }
 
-    fn restore_driver(&self, device: &Device, held: &Held) -> Result<()> {
+    /// `Ok(false)`: somebody else has moved it meanwhile, and it stays there.
+    fn restore_driver(&self, device: &Device, held: &Held) -> Result<bool> {
         let address = device.address;
         let current = device.driver.as_deref();
         let wanted = held.driver.as_deref();
         if current != wanted && device.on_host_driver() && !self.is_probed_vf(device, held) {
             if held.role == Role::Managed {
                 // libvirt knows better, after we had lost our record.
-                return Ok(());
+                return Ok(false);
             }
             self.log.warning(format_args!(
                 "{address} was {} before guest '{}' and is {} now; somebody else has moved it, so it stays",
@@ -174,7 +181,7 @@ impl Mover<'_> {
                 self.guest,
                 on(current)
             ));
-            return Ok(());
+            return Ok(false);
         }
         if current != wanted
             && let Some(group) = device.group
@@ -185,17 +192,11 @@ impl Mover<'_> {
                  next start or stop of a guest"
             )));
         }
-        if let Some(now) = &device.driver_override
-            && *now != held.driver_override
-        {
-            // An empty line clears it.
-            self.write(
-                &self.host.device(address).join("driver_override"),
-                held.driver_override.as_deref().unwrap_or("\n"),
-            )?;
+        if device.driver_override.as_ref().is_some_and(|now| *now != held.driver_override) {
+            self.restore_override(device, held)?;
         }
         if current == wanted {
-            return Ok(());
+            return Ok(true);
         }
         self.unbind(device)?;
         if let Some(driver) = wanted {
@@ -209,7 +210,16 @@ impl Mover<'_> {
             name(wanted),
             self.guest
         ));
-        Ok(())
+        Ok(true)
+    }
+
+    fn restore_override(&self, device: &Device, held: &Held) -> Result<()> {
+        if device.driver_override.is_none() {
+            return Ok(());
+        }
+        // An empty line clears it.
+        let value = held.driver_override.as_deref().unwrap_or("\n");
+        self.write(&self.host.device(device.address).join("driver_override"), value)
     }
 
     /// A VF made anew where host drivers cannot be kept from probing it: that nobody has chosen.

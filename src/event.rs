@@ -18,6 +18,7 @@ use crate::settings::Settings;
 use crate::sysfs;
 use give_back::Occasion;
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
 /// Handles events on one host.
 pub struct Events<'a> {
@@ -102,24 +103,25 @@ impl<'a> Events<'a> {
     }
 
     fn end(&self, guest: &str) -> Result<()> {
-        // First of all, so that others can take over should we be killed, or a call into a driver hang.
+        let turn = self.store.try_turn(guest)?;
+        // Before any waiting, so that others can go on with it should we be killed, a call into a driver hang, or QEMU not have
+        // ended yet. On a full disk the old record will do.
         let locked = self.store.lock()?;
-        if let Some(mut lease) = locked.lease(guest)?
-            && !lease.is_running(self.host, guest)
-        {
+        if let Some(mut lease) = locked.lease(guest)? {
             lease.state = State::Returning;
-            // On a full disk the old record will do.
-            let _ = locked.write(guest, &lease);
+            lease.devices = locked.owned(guest, lease.devices)?;
+            let _ = locked.write(guest, &lease).and_then(|()| locked.set_attention(guest, "its stop was not finished"));
         }
         drop(locked);
-        let turn = self.turn(guest)?;
+        let turn = turn.map_or_else(|| self.turn(guest), Ok)?;
         self.give_back(guest, &turn, Occasion::Release)
     }
 
     /// Gives back what guests left that no longer run and that nobody is starting. Returns what could not be done.
     pub fn reconcile(&self) -> Result<Vec<Error>> {
         let mut failures = Vec::new();
-        for guest in self.store.guests()? {
+        let guests = self.store.guests()?.into_iter().chain(self.store.guests_needing_attention()?);
+        for guest in guests.collect::<BTreeSet<_>>() {
             let done = self.turn(&guest).and_then(|turn| self.give_back(&guest, &turn, Occasion::Retry));
             failures.extend(done.err().map(|error| error.during(format_args!("guest '{guest}'"))));
         }

@@ -279,7 +279,7 @@ impl Locked<'_> {
     /// Records a lease, then claims its devices. What went wrong before a new start is over with it.
     pub fn write(&self, guest: &str, lease: &Lease) -> Result<()> {
         if lease.state == State::Pending {
-            remove(&self.store.path("attention", guest))?;
+            self.clear_attention(guest)?;
         }
         let text =
             quick_xml::se::to_string(lease).map_err(|cause| Error::new(format!("Cannot write a lease: {cause}")))?;
@@ -318,13 +318,23 @@ impl Locked<'_> {
         }
         if kept.is_empty() {
             remove(&self.store.path("leases", guest))?;
-            return remove(&self.store.path("attention", guest));
+            return self.clear_attention(guest);
         }
         self.write(guest, &Lease { devices: kept, ..lease.clone() })?;
         match why {
-            Some(why) => self.replace("attention", guest, |temporary| fs::write(temporary, why)),
+            Some(why) => self.set_attention(guest, why),
             None => Ok(()),
         }
+    }
+
+    /// Notes that nothing of a guest is left to be given back.
+    pub fn clear_attention(&self, guest: &str) -> Result<()> {
+        remove(&self.store.path("attention", guest))
+    }
+
+    /// Notes that something of a guest has still to be given back; the next event of any guest tries it.
+    pub fn set_attention(&self, guest: &str, why: &str) -> Result<()> {
+        self.replace("attention", guest, |temporary| fs::write(temporary, why))
     }
 
     /// Makes a file of a new content appear at once.

@@ -124,7 +124,7 @@ impl Need {
 /// What cannot be found out is an error: a device is taken only if it is known to be free.
 pub fn of(host: &Host, address: PciAddress, limit: Duration) -> Result<Option<Need>> {
     let folder = host.device(address);
-    if sysfs::link_name(&folder.join("driver"))?.as_deref().is_some_and(sysfs::is_vfio)
+    if sysfs::is_on_vfio(&folder)?
         && let Some(group) = sysfs::link_number(&folder.join("iommu_group"))?
     {
         return Ok(process::holder_of_group(host, group)?.map(|by| Need::InVfio { by }));
@@ -132,17 +132,30 @@ pub fn of(host: &Host, address: PciAddress, limit: Duration) -> Result<Option<Ne
     let mut below = Below::default();
     below.search(&folder, 0)?;
     let guard = Guard { host, limit };
+    let mut found = Found::default();
     for netdev in &below.netdevs {
-        if let Some(need) = guard.network(netdev)? {
-            return Ok(Some(need));
-        }
+        found.add(guard.network(netdev)?);
     }
     for disk in &below.disks {
-        if let Some(need) = guard.storage(disk, 0)? {
-            return Ok(Some(need));
+        found.add(guard.storage(disk, 0)?);
+    }
+    Ok(found.0)
+}
+
+/// The need that says most: a vital one, if there is any.
+#[derive(Default)]
+struct Found(Option<Need>);
+
+impl Found {
+    fn add(&mut self, need: Option<Need>) {
+        if need.as_ref().is_some_and(|need| self.0.is_none() || need.is_vital() && !self.is_vital()) {
+            self.0 = need;
         }
     }
-    Ok(None)
+
+    fn is_vital(&self) -> bool {
+        self.0.as_ref().is_some_and(Need::is_vital)
+    }
 }
 
 /// Interfaces and whole block devices that hang off a device.
@@ -250,30 +263,32 @@ impl Guard<'_> {
         if swaps.lines().filter_map(|line| line.split_whitespace().next()).any(|file| is_node(file, disk)) {
             return Ok(Some(Need::Swap { disk: disk.to_owned() }));
         }
-        let mut member = None;
+        let mut found = Found::default();
         for holder in sysfs::names(&folder.join("holders"))? {
             let above = if depth < DEEPEST { self.storage(&holder, depth + 1)? } else { None };
-            if above.is_some() {
-                return Ok(above);
-            }
             let title = sysfs::read_optional(&self.host.path(format!("sys/class/block/{holder}/dm/name")))?;
-            member = Some(Need::Member { disk: disk.to_owned(), of: title.unwrap_or(holder) });
-        }
-        if member.is_some() {
-            return Ok(member);
-        }
-        for name in sysfs::names(&folder)? {
-            if folder.join(&name).join("partition").exists()
-                && let Some(need) = self.storage(&name, depth + 1)?
-            {
+            let member = Need::Member { disk: disk.to_owned(), of: title.unwrap_or(holder) };
+            // Merely open, it is a member all the same.
+            let need = above.filter(Need::is_vital).unwrap_or(member);
+            if matches!(need, Need::Mounted { .. } | Need::Swap { .. }) {
                 return Ok(Some(need));
             }
+            found.add(Some(need));
+        }
+        for name in sysfs::names(&folder)? {
+            if folder.join(&name).join("partition").exists() {
+                found.add(self.storage(&name, depth + 1)?);
+            }
+        }
+        if found.is_vital() {
+            return Ok(found.0);
         }
         if self.is_claimed(disk)? {
             return Ok(Some(Need::Claimed { disk: disk.to_owned() }));
         }
         let holder = process::holder_of(self.host, &self.host.path("dev").join(disk))?;
-        Ok(holder.map(|by| Need::Open { disk: disk.to_owned(), by }))
+        found.add(holder.map(|by| Need::Open { disk: disk.to_owned(), by }));
+        Ok(found.0)
     }
 
     /// Where a block device is mounted on the host (as init sees it: libvirtd may have mounts of its own). By number, or

@@ -22,7 +22,7 @@ pub struct Scene<'a> {
     /// PFs among them.
     pub functions: BTreeMap<PciAddress, Function>,
     /// Who owns functions that are asked for and not there: VFs go with a PF that another guest has.
-    pub missing: BTreeMap<PciAddress, String>,
+    pub missing: BTreeMap<PciAddress, Owner>,
     /// What the host needs of a device, as far as it has been asked.
     pub needs: BTreeMap<PciAddress, Option<Need>>,
     /// The admin's settings.
@@ -60,6 +60,8 @@ pub enum OwnerState {
     InUse,
     /// It is gone, but its devices were not given back.
     Gone,
+    /// It is gone, and libvirt is just giving its devices back.
+    Stopping,
     /// It is gone, and giving its devices back has been tried in vain.
     Stuck,
 }
@@ -89,6 +91,15 @@ pub fn plan(scene: &Scene) -> Result<Answer, Error> {
             scene.settings_note()
         )));
     }
+    let missing = scene.assigned.iter().filter_map(|wanted| scene.missing.get_key_value(&wanted.address));
+    for (address, owner) in missing {
+        match owner.state {
+            OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
+            OwnerState::Stopping => return Err(refuse_stopping(*address, owner)),
+            OwnerState::InUse => return Err(refuse_missing(*address, owner)),
+            OwnerState::Ourselves | OwnerState::Stuck => {}
+        }
+    }
     let taken = scene.taken()?;
     // The guest's own devices, which come last, are what the admin knows of.
     for take in taken.iter().rev() {
@@ -97,6 +108,7 @@ pub fn plan(scene: &Scene) -> Result<Answer, Error> {
                 OwnerState::Ourselves | OwnerState::Stuck => {}
                 OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
                 OwnerState::InUse => return Err(scene.refuse_shared(take, owner)),
+                OwnerState::Stopping => return Err(refuse_stopping(take.function.device.address, owner)),
             }
         }
     }
@@ -189,12 +201,6 @@ impl<'a> Scene<'a> {
     /// The function at an address that a guest may have, and its group.
     fn assignable(&'a self, address: PciAddress) -> Result<(&'a Function, u32), Error> {
         let Some(function) = self.functions.get(&address) else {
-            if let Some(other) = self.missing.get(&address) {
-                return Err(Error::new(format!(
-                    "{address} is not there as long as guest '{other}' has the PF that it belongs to. Stop '{other}' first, \
-                     or use another device"
-                )));
-            }
             return Err(Error::new(format!(
                 "there is no PCI device {address} on this host. Look with `lspci -D`, and correct the guest with `virsh edit`"
             )));
@@ -255,6 +261,19 @@ impl<'a> Scene<'a> {
             self.settings_note()
         ))
     }
+}
+
+fn refuse_missing(address: PciAddress, owner: &Owner) -> Error {
+    let other = &owner.guest;
+    Error::new(format!(
+        "{address} is not there as long as guest '{other}' has the PF that it belongs to. Stop '{other}' first, or use \
+         another device"
+    ))
+}
+
+fn refuse_stopping(address: PciAddress, owner: &Owner) -> Error {
+    let other = &owner.guest;
+    Error::new(format!("{address} is not free yet: guest '{other}' is just being stopped. Try again when that is over"))
 }
 
 fn refuse_vf(vf: &Device) -> Error {

@@ -30,6 +30,8 @@ pub struct Device {
     pub header_type: u8,
     /// The driver it is bound to.
     pub driver: Option<String>,
+    /// Whether that driver gives it to VFIO.
+    pub on_vfio: bool,
     /// The override in force. The outer `None`: this kernel has no `driver_override`.
     pub driver_override: Option<Option<String>>,
     /// Its IOMMU group; none when the IOMMU is off or does not translate for it.
@@ -54,16 +56,18 @@ impl Device {
         !self.is_endpoint() || self.class >> 16 == 0x06
     }
 
-    /// Whether a host driver works with it. Without any driver, or with one of the vfio family (vfio-pci and the vendors'
-    /// variants, all of which have vfio in their name), it is free for a guest as far as VFIO is concerned.
+    /// Whether a host driver works with it. Without any driver, or with one that gives it to VFIO, it is free for a guest
+    /// as far as VFIO is concerned.
     pub fn on_host_driver(&self) -> bool {
-        self.driver.as_deref().is_some_and(|name| !is_vfio(name))
+        self.driver.is_some() && !self.on_vfio
     }
 }
 
-/// Whether a driver belongs to the vfio family.
-pub fn is_vfio(driver: &str) -> bool {
-    driver.contains("vfio")
+/// Whether the device in this folder is on a driver that gives it to VFIO: vfio-pci, a vendor's variant (which have vfio in
+/// their names), or whatever has registered it there (newer kernels show that as `vfio-dev`).
+pub fn is_on_vfio(folder: &Path) -> Result<bool> {
+    let driver = link_name(&folder.join("driver"))?;
+    Ok(driver.is_some_and(|name| name.contains("vfio") || folder.join("vfio-dev").exists()))
 }
 
 /// The function at this address; `None` where there is none.
@@ -98,6 +102,7 @@ pub fn identity(host: &Host, address: PciAddress) -> Result<Option<Device>> {
         class: number(&folder.join("class"), &read(&folder.join("class"))?)?,
         header_type: header_type(&folder.join("config"))?,
         driver: link_name(&folder.join("driver"))?,
+        on_vfio: is_on_vfio(&folder)?,
         driver_override: None,
         group: link_number(&folder.join("iommu_group"))?,
         physfn: match link_name(&folder.join("physfn"))? {

@@ -27,7 +27,7 @@ impl Events<'_> {
     pub(super) fn give_back(&self, guest: &str, _turn: &Turn, occasion: Occasion) -> Result<()> {
         let lease = {
             let locked = self.store.lock()?;
-            let Some(mut lease) = locked.lease(guest)? else { return Ok(()) };
+            let Some(mut lease) = locked.lease(guest)? else { return locked.clear_attention(guest) };
             match occasion {
                 Occasion::Retry if lease.is_in_use(self.host, guest) => return Ok(()),
                 Occasion::Release if lease.is_running(self.host, guest) => {
@@ -81,7 +81,8 @@ impl Events<'_> {
     /// taken is at work on it, or hangs.
     pub(super) fn try_again_elsewhere(&self, guest: &str) {
         let Ok(others) = self.store.guests_needing_attention() else { return };
-        for other in others.iter().filter(|other| *other != guest) {
+        // What failed a moment ago will fail again.
+        for other in others.iter().filter(|other| *other != guest || !self.store.has_lease(guest)) {
             if let Ok(Some(turn)) = self.store.try_turn(other) {
                 let _ = self.give_back(other, &turn, Occasion::Retry);
             }

@@ -2,14 +2,14 @@
 
 use super::Events;
 use super::give_back::Occasion;
-use crate::address::PciAddress;
+use crate::address::{PciAddress, PciId};
 use crate::domain::Assigned;
 use crate::error::{Error, Result};
-use crate::lease::{Held, Lease, Locked, Turn};
+use crate::lease::{Held, Lease, Locked, State, Turn};
 use crate::needs::{self, Need};
 use crate::plan::{Answer, Function, Owner, OwnerState, Scene, plan};
 use crate::process;
-use crate::sysfs::{self, Device};
+use crate::sysfs;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Events<'_> {
@@ -117,7 +117,7 @@ impl Events<'_> {
         assigned: &[Assigned],
         locked: &Locked,
         recovered: &BTreeMap<String, Turn>,
-    ) -> Result<(BTreeMap<PciAddress, Function>, BTreeMap<PciAddress, String>)> {
+    ) -> Result<(BTreeMap<PciAddress, Function>, BTreeMap<PciAddress, Owner>)> {
         let (mut functions, mut missing) = (BTreeMap::new(), BTreeMap::new());
         let mut open: Vec<PciAddress> = assigned.iter().map(|device| device.address).collect();
         let mut groups = BTreeSet::new();
@@ -126,11 +126,11 @@ impl Events<'_> {
                 continue;
             }
             let Some(device) = sysfs::identity(self.host, address)? else {
-                let owner = self.store.owner(address)?.filter(|owner| owner != own.0 && self.store.has_lease(owner));
+                let owner = self.owner(address, None, own, locked, recovered)?;
                 missing.extend(owner.map(|owner| (address, owner)));
                 continue;
             };
-            let owner = self.owner(&device, own, locked, recovered)?;
+            let owner = self.owner(address, Some(device.id), own, locked, recovered)?;
             // A driver may hang while it has to do with a device that another guest owns; so nothing is asked of it.
             let is_ours =
                 owner.as_ref().is_none_or(|owner| matches!(owner.state, OwnerState::Ourselves | OwnerState::Stuck));
@@ -145,16 +145,17 @@ impl Events<'_> {
         Ok((functions, missing))
     }
 
-    /// Who owns a device. A claim counts if its lease tells of the device that is here now.
+    /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is.
     fn owner(
         &self,
-        device: &Device,
+        address: PciAddress,
+        id: Option<PciId>,
         (guest, own): (&str, Option<&Lease>),
         locked: &Locked,
         recovered: &BTreeMap<String, Turn>,
     ) -> Result<Option<Owner>> {
-        let record = |lease: &Lease| lease.held(device.address).filter(|held| held.id == device.id).cloned();
-        let Some(owner) = self.store.owner(device.address)? else { return Ok(None) };
+        let record = |lease: &Lease| lease.held(address).filter(|held| id.is_none_or(|id| held.id == id)).cloned();
+        let Some(owner) = self.store.owner(address)? else { return Ok(None) };
         if owner == guest {
             let held = own.and_then(record);
             return Ok(held.map(|held| Owner { guest: owner, state: OwnerState::Ourselves, held: Some(held) }));
@@ -166,10 +167,12 @@ impl Events<'_> {
         };
         let state = if lease.is_in_use(self.host, &owner) {
             OwnerState::InUse
-        } else if recovered.contains_key(&owner) {
+        } else if !recovered.contains_key(&owner) {
+            OwnerState::Gone
+        } else if lease.state == State::Returning {
             OwnerState::Stuck
         } else {
-            OwnerState::Gone
+            OwnerState::Stopping
         };
         Ok(record(&lease).map(|held| Owner { guest: owner, state, held: Some(held) }))
     }

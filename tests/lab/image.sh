@@ -106,7 +106,7 @@ configure_network() {
 		IPv6AcceptRA=no
 		ConfigureWithoutCarrier=yes
 	END
-    systemctl --quiet --root="$root" enable systemd-networkd.service
+    chroot "$root" systemctl --quiet enable systemd-networkd.service
 }
 
 mask_slow_units() {
