@@ -1,6 +1,6 @@
 //! What one guest's trouble must not do to others, or to its own next start.
 
-use crate::fakehost::{Device, Host, domain_with};
+use crate::fakehost::{Device, Host, domain, domain_with, hostdev};
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -154,5 +154,101 @@ fn what_another_guest_knows_of_a_device_is_learned_with_it() {
     host.release("app", &app).ok();
     assert_eq!(host.driver(SECOND).as_deref(), Some("e1000e"));
     host.vfpool(&["reconcile"]);
+    host.assert_no_leases("after the end");
+}
+
+#[test]
+fn a_need_that_can_be_overridden_hides_none_that_cannot() {
+    let host = Host::new();
+    host.add(Device::new(FIRST).group(8).id("1b36:0010").class(0x01_0802).driver("nvme"));
+    host.disk(FIRST, "nvme/nvme0/nvme0n1", "259:0");
+    host.disk(FIRST, "nvme/nvme0/nvme0n1/nvme0n1p1", "259:1");
+    host.disk(FIRST, "nvme/nvme0/nvme0n1/nvme0n1p2", "259:2");
+    host.process(5000, 1, 5);
+    let fds = host.path("proc/5000/fd");
+    std::fs::create_dir_all(&fds).unwrap();
+    std::os::unix::fs::symlink(host.path("dev/nvme0n1p1"), fds.join("3")).unwrap();
+    // The guest's own device may be open somewhere; a sibling, or what we would take, may not.
+    let own = domain_with("web", &[FIRST]);
+    host.prepare("web", &own).ok();
+    host.release("web", "").ok();
+    host.prepare("web", &domain("web", &[hostdev(FIRST, false)]))
+        .refused_saying(&["nvme0n1p1 is open in process 5000"]);
+    host.mount("259:2", "/srv", "/dev/nvme0n1p2");
+    host.prepare("web", &own).refused_saying(&["nvme0n1p2 is mounted at /srv"]);
+}
+
+#[test]
+fn one_interface_of_a_function_does_not_hide_another() {
+    let host = Host::new();
+    host.add(Device::new(FIRST).group(8).driver("mlx4_core"));
+    host.netdev(FIRST, "eth0", true, &["192.0.2.7"]);
+    host.netdev(FIRST, "eth1", true, &["192.0.2.8"]);
+    let own = domain_with("web", &[FIRST]);
+    host.prepare("web", &own).ok();
+    host.release("web", "").ok();
+    host.route("eth1", "00000000", "00000000", 0);
+    host.prepare("web", &own).refused_saying(&["it carries the default route (eth1)"]);
+}
+
+#[test]
+fn what_libvirt_is_still_giving_back_is_not_taken_over() {
+    let host = Host::with_pair();
+    let xml = runs(&host, "web", 4000);
+    // The guest has shut down; libvirt has not come to its devices yet.
+    host.qemu_ends("web");
+    let db = domain_with("db", &[FIRST]);
+    host.prepare("db", &db).refused_saying(&["not free yet: guest 'web' is just being stopped"]);
+    host.release("db", &db).ok();
+    host.libvirt_returns(FIRST, "e1000e");
+    host.release("web", &xml).ok();
+    host.prepare("db", &db).ok();
+    // The first guest's release once more takes nothing from the second.
+    host.release("web", &xml).ok();
+    assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
+    assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
+    host.release("db", &db).ok();
+    host.assert_no_leases("after the end");
+}
+
+#[test]
+fn a_vf_comes_back_when_the_guest_with_its_pf_is_gone() {
+    let host = Host::new();
+    host.add(
+        Device::new("0000:01:00.0").id("8086:10c9").driver("igb").group(8).vfs("8086:10ca", &[("0000:01:10.0", 11)]),
+    );
+    host.make_vfs("0000:01:00.0", &[Some("igbvf")]);
+    host.prepare("web", &domain_with("web", &["0000:01:00.0"])).ok();
+    let vf = domain_with("db", &["0000:01:10.0"]);
+    host.prepare("db", &vf).refused_saying(&["0000:01:10.0 is not there as long as guest 'web' has the PF"]);
+    host.libvirtd_dies();
+    host.prepare("db", &vf).ok_saying("guest 'web' is gone without a word");
+    assert_eq!(host.recorded("claims"), ["0000:01:10.0"]);
+}
+
+#[test]
+fn a_release_during_the_death_of_qemu_is_finished_later() {
+    let host = Host::with_pair();
+    let xml = runs(&host, "web", 4000);
+    host.release("web", &xml).ok_saying("its QEMU still runs");
+    host.qemu_ends("web");
+    // libvirt has given up on its part, and does not come again.
+    host.hook("other", "release", "").run().ok();
+    assert_eq!(host.driver(FIRST).as_deref(), Some("e1000e"));
+    assert_eq!(host.driver(SECOND).as_deref(), Some("e1000e"));
+    host.assert_no_leases("after the end");
+    assert_eq!(host.recorded("attention"), [""; 0]);
+}
+
+#[test]
+fn a_sibling_that_vfio_does_not_take_may_stay_without_a_driver() {
+    let host = Host::new();
+    host.add(Device::new(FIRST).group(8).driver("e1000e"));
+    host.add(Device::new(SECOND).group(8));
+    let before = host.snapshot();
+    host.faults("write ignore drivers_probe");
+    host.prepare("web", &domain_with("web", &[FIRST])).ok_saying("vfio-pci does not take it");
+    host.assert_as(&before, "prepared");
+    host.release("web", "").ok();
     host.assert_no_leases("after the end");
 }
