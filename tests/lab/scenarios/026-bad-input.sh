@@ -24,7 +24,11 @@ refuses 'no libvirt domain' 'hello'
 refuses 'cut off' "$(domain "$(hostdev 02:00.0)" | head -n 15)"
 refuses 'there is no PCI device 0000:0b:00.0' "$(domain "$(hostdev 0b:00.0)")"
 refuses '0000:00:02.0 is a bridge' "$(domain "$(hostdev 00:02.0)")"
-refuses 'a guest may have' "$(domain "$(for i in {0..32}; do hostdev "$(printf '40:%02x.%x' $((i / 8)) $((i % 8)))"; done)")"
+many=$(domain "$(for i in {0..32}; do hostdev "$(printf '40:%02x.%x' $((i / 8)) $((i % 8)))"; done)")
+refuses 'it has 33 assigned PCI devices, and 32 is the most a guest may have' "$many"
+echo "<host><devices max='33'/></host>" >/etc/vfpool/host.xml
+refuses 'there is no PCI device 0000:40:00.0' "$many"
+rm /etc/vfpool/host.xml
 
 expect_fails 'larger than 16 MiB' $hook demo prepare begin - < <(domain; head -c 100M /dev/zero | tr '\0' x)
 expect_fails 'called with 1 argument' $hook demo </dev/null

@@ -1,0 +1,20 @@
+# On a host whose IOMMU is off, the refusal says how to switch it on.
+# runs: outside
+set -euo pipefail
+
+files=$(mktemp -d)
+trap 'rm -rf "$files"' EXIT
+"$LAB" run cat /usr/sbin/vfpool-hook >"$files/hook"
+chmod 755 "$files/hook"
+cat >"$files/guest.xml" <<'END'
+<domain><devices><hostdev type='pci'><source><address bus='2'/></source></hostdev></devices></domain>
+END
+export LAB_NAME=iommu-off LAB_KERNEL=intel_iommu=off files
+# shellcheck disable=SC2016 # expanded by the inner shell
+"$LAB" with bash -c '
+    set -e
+    "$LAB" put "$files/hook" /root/hook
+    status=0
+    output=$("$LAB" run /root/hook demo prepare begin - <"$files/guest.xml" 2>&1) || status=$?
+    [[ $status == 1 && $output == *"0000:02:00.0 has no IOMMU group: the IOMMU is off."*"intel_iommu=on iommu=pt"* ]] ||
+        { echo "expected the way to switch the IOMMU on, found (exit $status): $output"; exit 1; }'
