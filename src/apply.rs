@@ -235,10 +235,9 @@ impl Mover<'_> {
         let address = device.address.to_string();
         match self.try_write(&bind, &address) {
             Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) && device.driver_override.is_some() => {
-                let driver_override = self.host.device(device.address).join("driver_override");
-                self.write(&driver_override, driver)?;
+                self.write(&self.host.device(device.address).join("driver_override"), driver)?;
                 let bound = self.write(&bind, &address);
-                self.write(&driver_override, held.driver_override.as_deref().unwrap_or("\n"))?;
+                self.restore_override(device, held)?;
                 bound
             }
             result => result.map_err(|cause| sysfs::write_error(&bind, &address, self.limit, &cause)),

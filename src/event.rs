@@ -104,8 +104,8 @@ impl<'a> Events<'a> {
 
     fn end(&self, guest: &str) -> Result<()> {
         let turn = self.store.try_turn(guest)?;
-        // Before any waiting, so that others can go on with it should we be killed, a call into a driver hang, or QEMU not have
-        // ended yet. On a full disk the old record will do.
+        // Before any waiting, so that others can go on with it should we be killed, a call into a driver hang, or QEMU not
+        // have ended yet. On a full disk the old record will do.
         let locked = self.store.lock()?;
         if let Some(mut lease) = locked.lease(guest)? {
             lease.state = State::Returning;
@@ -189,15 +189,7 @@ impl<'a> Events<'a> {
                      gives it back",
                     device.driver.as_deref().unwrap_or("no driver")
                 ));
-                lease.devices.push(Held {
-                    address: member,
-                    id: device.id,
-                    role,
-                    driver: device.driver,
-                    driver_override: device.driver_override.flatten(),
-                    numvfs: device.numvfs,
-                    drivers_autoprobe: device.drivers_autoprobe.filter(|_| device.numvfs > 0),
-                });
+                lease.devices.push(Held::as_found(&device, role));
             }
         }
         Ok(())

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::log::Log;
 use crate::process::{self, Process};
+use crate::sysfs::Device;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fmt;
@@ -107,6 +108,21 @@ pub enum Role {
     Sibling,
     /// VF of a PF that is taken: it vanishes, and is made again.
     Vf,
+}
+
+impl Held {
+    /// The record of a device that is held from now on, as it is now.
+    pub fn as_found(device: &Device, role: Role) -> Self {
+        Self {
+            address: device.address,
+            id: device.id,
+            role,
+            driver: device.driver.clone(),
+            driver_override: device.driver_override.clone().flatten(),
+            numvfs: device.numvfs,
+            drivers_autoprobe: device.drivers_autoprobe.filter(|_| device.numvfs > 0),
+        }
+    }
 }
 
 impl fmt::Display for Role {

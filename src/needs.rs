@@ -111,8 +111,8 @@ impl Need {
     }
 
     /// Whether this forbids even what the guest asks for by itself. A NIC that merely has an address, as NetworkManager
-    /// gives to each it finds, or a disk that something has open, is taken for a guest that names it, as libvirt always did; the host's last way out, or a
-    /// disk in use, never is.
+    /// gives to each it finds, or a disk that something has open, is taken for a guest that names it, as libvirt always
+    /// did; the host's last way out, or a disk in use, never is.
     pub fn is_vital(&self) -> bool {
         !matches!(self, Self::Address { .. } | Self::Open { .. })
     }

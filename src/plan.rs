@@ -14,9 +14,7 @@ use std::collections::BTreeMap;
 
 /// All that decides about the start of one guest.
 pub struct Scene<'a> {
-    /// The guest's name.
-    pub guest: &'a str,
-    /// What its definition asks for.
+    /// What the guest's definition asks for.
     pub assigned: &'a [Assigned],
     /// Each function that the start could touch: the assigned ones, the other members of their groups, and the VFs of the
     /// PFs among them.
@@ -138,18 +136,8 @@ impl Take<'_> {
     /// What is known of it now, or was when it was first taken.
     fn record(&self) -> Held {
         let device = &self.function.device;
-        let before = self.function.owner.as_ref().and_then(|owner| owner.held.as_ref());
-        Held {
-            address: device.address,
-            id: device.id,
-            role: self.role,
-            driver: before.map_or_else(|| device.driver.clone(), |held| held.driver.clone()),
-            driver_override: before
-                .map_or_else(|| device.driver_override.clone().flatten(), |held| held.driver_override.clone()),
-            numvfs: before.map_or(device.numvfs, |held| held.numvfs),
-            drivers_autoprobe: before
-                .map_or(device.drivers_autoprobe.filter(|_| device.numvfs > 0), |held| held.drivers_autoprobe),
-        }
+        let before = self.function.owner.as_ref().and_then(|owner| owner.held.clone());
+        Held { role: self.role, ..before.unwrap_or_else(|| Held::as_found(device, self.role)) }
     }
 
     fn describe(&self) -> String {

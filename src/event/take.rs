@@ -40,7 +40,6 @@ impl Events<'_> {
             let own = locked.lease(guest)?;
             let (functions, missing) = self.functions((guest, own.as_ref()), assigned, &locked, &recovered)?;
             let scene = Scene {
-                guest,
                 assigned,
                 functions,
                 missing,
