@@ -2,6 +2,7 @@
 //! on another root. Holds no state and does no I/O.
 
 use crate::address::PciAddress;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// The host that is worked on, given by its root directory (`/` in production).
@@ -54,5 +55,55 @@ impl Host {
     /// The admin's settings for the whole host.
     pub fn settings(&self) -> PathBuf {
         self.path("etc/vfpool/host.xml")
+    }
+}
+
+/// A guest's name as a file name. libvirt itself makes files of it, so only what it would not allow there, and what would
+/// be hidden or mistaken, is escaped; anything else stays readable.
+pub fn file_name(guest: &str) -> String {
+    let mut name = String::with_capacity(guest.len());
+    for (index, character) in guest.char_indices() {
+        if character == '%' || character == '/' || character.is_control() || (index == 0 && character == '.') {
+            name.extend(character.to_string().bytes().map(|byte| format!("%{byte:02X}")));
+        } else {
+            name.push(character);
+        }
+    }
+    name
+}
+
+/// The reverse of [`file_name`]. `None` for a name that it does not make.
+pub fn guest_name(file: impl AsRef<OsStr>) -> Option<String> {
+    let file = file.as_ref().to_str()?;
+    let mut parts = file.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).ok().filter(|guest| file_name(guest) == file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_names_become_file_names_and_back() {
+        for (guest, file) in [
+            ("web01", "web01"),
+            ("my guest \"x\" 'y'", "my guest \"x\" 'y'"),
+            ("..", "%2E."),
+            ("a/../b", "a%2F..%2Fb"),
+            ("a\nb", "a%0Ab"),
+            ("50%", "50%25"),
+            ("gäst-日本", "gäst-日本"),
+        ] {
+            assert_eq!(file_name(guest), file);
+            assert_eq!(guest_name(file).as_deref(), Some(guest));
+        }
+        for file in ["a%2", "a%zz", "%", ".hidden", "a%41"] {
+            assert_eq!(guest_name(file), None, "{file}");
+        }
     }
 }
