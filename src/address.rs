@@ -29,6 +29,29 @@ impl PciAddress {
             function: u8::try_from(function).ok()?,
         })
     }
+
+    /// Domain, bus, slot and function, each with the text that libvirt writes for it.
+    pub fn numbers(&self) -> [(u32, String); 4] {
+        [
+            (self.domain, format!("0x{:04x}", self.domain)),
+            (self.bus.into(), format!("0x{:02x}", self.bus)),
+            (self.slot.into(), format!("0x{:02x}", self.slot)),
+            (self.function.into(), format!("0x{:x}", self.function)),
+        ]
+    }
+}
+
+/// A number as libvirt reads it, by strtoul(3) with base 0: hexadecimal after 0x, octal after 0, else decimal.
+pub fn libvirt_number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (&text[2..], 16),
+        [b'0', _, ..] => (&text[1..], 8),
+        _ => (text, 10),
+    };
+    if digits.starts_with('+') {
+        return None;
+    }
+    u32::from_str_radix(digits, radix).ok()
 }
 
 impl fmt::Display for PciAddress {

@@ -12,11 +12,11 @@ fn a_start_with_bad_xml_is_refused() {
     let cut = good.find("</devices>").unwrap();
     let huge = format!("<domain>{}</domain>", "<!-- padding -->".repeat((20 << 20) / 16));
     for (xml, reason) in [
-        ("", "The domain XML on standard input is empty; libvirt's hook gets the guest's XML there"),
-        ("\n", "The domain XML on standard input is empty; libvirt's hook gets the guest's XML there"),
-        ("<pool/>", "The domain XML on standard input is wrong at line 1: it is no libvirt domain but a <pool>"),
-        ("no xml", "The XML on standard input is no libvirt domain: it has no <domain> element"),
-        (&good[..cut], "The domain XML on standard input is cut off: <devices> is not closed"),
+        ("", "The domain XML is empty; libvirt's hook gets the guest's XML on standard input"),
+        ("\n", "The domain XML is empty; libvirt's hook gets the guest's XML on standard input"),
+        ("<pool/>", "The domain XML is wrong at line 1: it is no libvirt domain but a <pool>"),
+        ("no xml", "The XML is no libvirt domain: it has no <domain> element"),
+        (&good[..cut], "The domain XML is cut off: <devices> is not closed"),
         (&huge, "The domain XML is larger than 16 MiB; no libvirt writes that"),
     ] {
         for operation in ["prepare", "start"] {
