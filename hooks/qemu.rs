@@ -1,10 +1,11 @@
 //! `/etc/libvirt/hooks/qemu`: libvirt tells here what happens to a guest.
 //!
 //! `qemu GUEST OPERATION SUBOPERATION EXTRA`, the guest's XML on standard input. Maps that to an [`Events`] function and
-//! its result to an exit code. Only `prepare` and `start` may fail: libvirt ignores a failing `release`, and kills the
-//! running guest after a failing `reconnect`.
+//! its result to an exit code. Only `prepare` and `start` may fail, and the filters `migrate` and `restore`, whose output
+//! libvirt takes as the guest's XML: it ignores a failing `release`, and kills the running guest after a failing `reconnect`.
 //! Source: libvirt `docs/hooks.rst`.
 
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use vfpool::domain;
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
         .unwrap_or_else(|panic| Err(Error::new(format!("this is a bug in vfpool: {}", panic_text(&*panic)))));
     let Err(error) = result else { return ExitCode::SUCCESS };
     match arguments.get(1).map(String::as_str) {
-        Some("prepare" | "start") | None => {
+        Some("prepare" | "start" | "migrate" | "restore") | None => {
             log.refusal(&error);
             ExitCode::FAILURE
         }
@@ -50,9 +51,19 @@ fn handle(host: &Host, log: &Log, arguments: &[String]) -> Result<()> {
         "start" => xml().and_then(|xml| Events::new(host, log).start(guest, &xml)),
         "started" | "reconnect" => xml().and_then(|xml| Events::new(host, log).runs(guest, &xml)),
         "release" => Events::new(host, log).release(guest),
+        "migrate" | "restore" => xml().and_then(|xml| filter(&Events::new(host, log), guest, &xml)),
         _ => Ok(()),
     };
     handled.map_err(|error| error.during(format_args!("guest '{guest}'")))
+}
+
+/// What libvirt does not read here, it takes as it is.
+fn filter(events: &Events, guest: &str, xml: &[u8]) -> Result<()> {
+    let Some(resolved) = events.resolve(guest, xml)? else { return Ok(()) };
+    if resolved == xml {
+        return Ok(());
+    }
+    io::stdout().write_all(&resolved).map_err(|cause| Error::new(format!("Cannot write the XML to libvirt: {cause}")))
 }
 
 fn xml() -> Result<Vec<u8>> {

@@ -11,6 +11,7 @@ use quick_xml::NsReader;
 use quick_xml::escape::{partial_escape, unescape};
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::{Namespace, ResolveResult};
+use std::borrow::Cow;
 use std::io::Read;
 use std::ops::Range;
 
@@ -28,7 +29,7 @@ pub const LARGEST: u64 = 16 << 20;
 /// ```
 ///
 /// The device that carries a request out is the one at that address in the guest. While it is moved to another device of
-/// the pool, the request holds its whole element, so that it cannot get lost between libvirt's two steps.
+/// the pool, the request holds the text of its element, so that it cannot get lost between libvirt's two steps.
 pub const NAMESPACE: &str = "urn:vfpool:domain:1";
 
 /// A PCI device that a guest has.
@@ -209,7 +210,7 @@ pub fn request_text(requests: &[Request]) -> String {
         let start = format!("<device pool=\"{pool}\" guest-address=\"{}\"", request.guest_address);
         match &request.moving {
             None => format!("{start}/>"),
-            Some(element) => format!("{start}>{element}</device>"),
+            Some(element) => format!("{start}>{}</device>", partial_escape(element.as_str())),
         }
     };
     format!("<request>{}</request>", requests.iter().map(device).collect::<String>())
@@ -269,8 +270,8 @@ struct Walk<'a> {
     name: Range<usize>,
     /// Whether we are in our own metadata.
     in_request: bool,
-    /// Start of the element that a request holds.
-    moving: Option<usize>,
+    /// Start of what a request holds.
+    moving: usize,
     /// The device we are in, if it is one of PCI by its own attributes.
     device: Option<Open>,
     devices: Vec<Device>,
@@ -328,8 +329,8 @@ impl Walk<'_> {
                 }
                 let guest_address = required("guest-address")?.parse()?;
                 self.requests.push(Request { pool: required("pool")?, guest_address, moving: None });
+                self.moving = tag.end;
             }
-            5 if self.in_request => self.moving = Some(tag.start),
             _ => {}
         }
         Ok(())
@@ -386,11 +387,13 @@ impl Walk<'_> {
         if depth == 2 && self.path[1] == b"name" {
             self.name.end = tag.start;
         }
-        if depth == 5
-            && let Some(start) = self.moving.take()
+        if depth == 4
+            && self.in_request
             && let Some(request) = self.requests.last_mut()
         {
-            request.moving = Some(String::from_utf8_lossy(&self.xml[start..tag.end]).into_owned());
+            // As text: elements would get our prefix from libvirt.
+            let text = String::from_utf8_lossy(&self.xml[self.moving..tag.start]);
+            request.moving = unescape(text.trim()).ok().filter(|text| !text.is_empty()).map(Cow::into_owned);
         }
         if depth == DEVICE {
             self.in_request = false;
@@ -430,7 +433,7 @@ fn address(xml: &[u8], element: &BytesStart) -> Result<(PciAddress, Values)> {
 }
 
 /// The raw value of an attribute.
-fn find<'b>(element: &'b BytesStart, name: &str) -> Result<Option<std::borrow::Cow<'b, [u8]>>> {
+fn find<'b>(element: &'b BytesStart, name: &str) -> Result<Option<Cow<'b, [u8]>>> {
     let found = element.try_get_attribute(name);
     found.map(|found| found.map(|found| found.value)).map_err(|cause| Error::new(format!("attribute {name}: {cause}")))
 }
@@ -520,7 +523,7 @@ mod tests {
 
     const REQUESTS: &str = "<metadata><app:x xmlns:app='urn:app'><request><device pool='no'/></request></app:x>\
         <v:request xmlns:v='urn:vfpool:domain:1'><device pool='a &amp; b' guest-address='0000:00:05.0'/>\
-        <v:device pool='c' guest-address='00:06.0'><hostdev type='pci'><x/></hostdev></v:device></v:request></metadata>";
+        <v:device pool='c' guest-address='00:06.0'>&lt;hostdev type='pci'>&lt;x a='&amp;lt;'/></v:device></v:request></metadata>";
 
     const DEVICES: &str = "<devices><interface  type='hostdev'><mac address='52:54:00:6d:90:02'/>\n\
         <source><address type='pci' bus=\"1\" slot='020' function='0x2' /></source>\
@@ -533,7 +536,7 @@ mod tests {
         assert_eq!(domain.name, "a<b");
         let [first, second] = domain.requests.as_slice() else { panic!("{domain:?}") };
         assert_eq!((first.pool.as_str(), first.moving.as_deref()), ("a & b", None));
-        assert_eq!((second.pool.as_str(), second.moving.as_deref()), ("c", Some("<hostdev type='pci'><x/></hostdev>")));
+        assert_eq!((second.pool.as_str(), second.moving.as_deref()), ("c", Some("<hostdev type='pci'><x a='&lt;'/>")));
         assert_eq!(domain.device_for(first), Some(&domain.devices[0]));
         assert_eq!(domain.device_for(second), None);
         assert_eq!(domain.assigned()[0].pool.as_deref(), Some("a & b"));

@@ -4,19 +4,22 @@
 //! The order is always the same: the guest's turn, then the short lock to compare and record, then, without the lock,
 //! the devices. Nothing here calls libvirt: its hooks run while it holds the guest.
 
+mod choose;
 mod give_back;
 mod take;
 
 use crate::apply::Mover;
-use crate::domain::{self, Assigned};
+use crate::domain::{self, Assigned, Domain};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::lease::{Held, Lease, Locked, Role, State, Store, Turn};
 use crate::log::Log;
+use crate::pool::Pools;
 use crate::process;
 use crate::settings::Settings;
 use crate::sysfs;
 use give_back::Occasion;
+use once_cell::unsync::OnceCell;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
@@ -27,6 +30,7 @@ pub struct Events<'a> {
     store: Store<'a>,
     settings: Settings,
     settings_error: Option<Error>,
+    pools: OnceCell<Pools>,
 }
 
 impl<'a> Events<'a> {
@@ -39,12 +43,14 @@ impl<'a> Events<'a> {
                 (Settings::default(), Some(error))
             }
         };
-        Self { host, log, store: Store::new(host, log), settings, settings_error }
+        Self { host, log, store: Store::new(host, log), settings, settings_error, pools: OnceCell::new() }
     }
 
     /// libvirt is about to start a guest: takes what its devices need, or refuses and leaves everything as it was.
     pub fn prepare(&self, guest: &str, xml: &[u8]) -> Result<()> {
-        let assigned = domain::assigned_devices(xml)?;
+        let domain = Domain::parse(xml)?;
+        let assigned = domain.assigned();
+        self.expect_all_devices(&domain)?;
         if self.is_none_of_ours(guest, &assigned) {
             return Ok(());
         }
@@ -53,10 +59,13 @@ impl<'a> Events<'a> {
             if lease.is_running(self.host, guest) {
                 return Err(Error::new("it runs already, and holds its devices"));
             }
-            // A start that nobody ended. What cannot go back now stays on record, and may do for this start.
-            let _ = self.give_back(guest, &turn, Occasion::Release);
+            if lease.state != State::Reserved {
+                // A start that nobody ended. What cannot go back now stays on record, and may do for this start.
+                let _ = self.give_back(guest, &turn, Occasion::Release);
+            }
         }
         self.take(guest, &assigned, &turn)?;
+        self.tell_reconciler(guest);
         self.try_again_elsewhere(guest);
         Ok(())
     }
@@ -68,7 +77,9 @@ impl<'a> Events<'a> {
             return Ok(());
         }
         let turn = self.turn(guest)?;
-        self.take(guest, &assigned, &turn)
+        self.take(guest, &assigned, &turn)?;
+        self.tell_reconciler(guest);
+        Ok(())
     }
 
     /// The guest runs, or libvirt found it running: its lease holds until it stops. A device that no lease tells of (one
@@ -97,7 +108,13 @@ impl<'a> Events<'a> {
 
     /// The guest is gone, or its start was given up; also when that has been told before, or nothing was ever taken.
     pub fn release(&self, guest: &str) -> Result<()> {
-        let result = if self.store.has_lease(guest) { self.end(guest) } else { Ok(()) };
+        let result = if self.store.has_lease(guest) {
+            let result = self.end(guest);
+            self.tell_reconciler(guest);
+            result
+        } else {
+            Ok(())
+        };
         self.try_again_elsewhere(guest);
         result
     }
@@ -126,6 +143,18 @@ impl<'a> Events<'a> {
             failures.extend(done.err().map(|error| error.during(format_args!("guest '{guest}'"))));
         }
         Ok(failures)
+    }
+
+    /// The pools of this host, read when a guest first asks for one.
+    fn pools(&self) -> &Pools {
+        self.pools.get_or_init(|| Pools::load(self.host))
+    }
+
+    /// After a lease changed, guests may have to be pointed at other devices, if any guest here asks pools.
+    fn tell_reconciler(&self, guest: &str) {
+        if sysfs::names(&self.host.pools()).is_ok_and(|names| !names.is_empty()) {
+            self.wake(&format!("guest {guest}"));
+        }
     }
 
     /// Most guests have no PCI device, and never had one.

@@ -52,6 +52,16 @@ impl Host {
         self.path("run/vfpool")
     }
 
+    /// What the reconciler remembers of the guests' definitions.
+    pub fn parked(&self) -> PathBuf {
+        self.state().join("parked")
+    }
+
+    /// libvirt's own files of the guests' definitions, `GUEST.xml`. Read only: they are libvirt's to write.
+    pub fn definitions(&self) -> PathBuf {
+        self.path("etc/libvirt/qemu")
+    }
+
     /// The admin's settings for the whole host.
     pub fn settings(&self) -> PathBuf {
         self.path("etc/vfpool/host.xml")

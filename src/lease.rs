@@ -39,6 +39,9 @@ pub struct Lease {
     /// How far the guest is.
     #[serde(rename = "@state")]
     pub state: State,
+    /// When a reservation ends by itself, in seconds since boot.
+    #[serde(rename = "@until", skip_serializing_if = "Option::is_none", default)]
+    until: Option<u64>,
     /// The libvirtd that starts or watches the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub starter: Option<Process>,
@@ -54,6 +57,8 @@ pub struct Lease {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
+    /// Chosen for a guest that is about to be started; nothing was touched yet.
+    Reserved,
     /// Between `prepare` and `started`.
     Pending,
     /// The guest runs.
@@ -138,12 +143,28 @@ impl fmt::Display for Role {
 impl Lease {
     /// A lease of a guest that is being started.
     pub fn new(starter: Option<Process>, devices: Vec<Held>) -> Self {
-        Self { version: VERSION, state: State::Pending, starter, qemu: None, devices }
+        Self { version: VERSION, state: State::Pending, until: None, starter, qemu: None, devices }
+    }
+
+    /// A reservation of devices that are free, for a guest whose start should follow within `limit`.
+    pub fn reservation(host: &Host, limit: Duration, devices: Vec<Held>) -> Self {
+        let until = process::uptime(host).map(|now| now + limit.as_secs());
+        Self { state: State::Reserved, until, ..Self::new(process::starter(host), devices) }
     }
 
     /// Whether the guest still is, or will be, using its devices.
     pub fn is_in_use(&self, host: &Host, guest: &str) -> bool {
-        self.is_running(host, guest) || self.state == State::Pending && self.libvirt_lives(host)
+        match self.state {
+            // Its maker may have to end before the start begins, as `vfpool rewrite` does.
+            State::Reserved => self.until.is_some_and(|until| process::uptime(host).is_some_and(|now| now < until)),
+            State::Pending if self.libvirt_lives(host) => true,
+            _ => self.is_running(host, guest),
+        }
+    }
+
+    /// Whether it is a reservation that was not used in time: nobody has to give anything back.
+    pub fn is_over(&self, host: &Host) -> bool {
+        self.state == State::Reserved && !self.is_in_use(host, "")
     }
 
     /// Whether the guest's QEMU runs.
@@ -248,6 +269,11 @@ impl<'a> Store<'a> {
                 LOCK_LIMIT.as_secs()
             ))),
         }
+    }
+
+    /// A guest's lease as it is at this moment; `None` also for one that cannot be read. For advice only.
+    pub fn peek(&self, guest: &str) -> Option<Lease> {
+        quick_xml::de::from_str(&fs::read_to_string(self.path("leases", guest)).ok()?).ok()
     }
 
     /// Who owns a device, by its claim. That guest's lease may say nothing of it, or not exist.

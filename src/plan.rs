@@ -25,6 +25,8 @@ pub struct Scene<'a> {
     pub needs: BTreeMap<PciAddress, Option<Need>>,
     /// The admin's settings.
     pub settings: &'a Settings,
+    /// Why devices that are asked for from a pool are none of it.
+    pub strangers: BTreeMap<PciAddress, Error>,
     /// Why the settings could not be read, if so; told with a refusal that they might have prevented.
     pub settings_error: Option<&'a Error>,
 }
@@ -75,11 +77,27 @@ pub enum Answer {
     Recover(String),
 }
 
+/// Why a start is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reason, for the admin.
+    pub why: Error,
+    /// The guest's own device because of which it is, if it is one.
+    pub device: Option<PciAddress>,
+}
+
+impl From<Error> for Refusal {
+    fn from(why: Error) -> Self {
+        Self { why, device: None }
+    }
+}
+
 /// Decides about a guest's start.
 ///
 /// # Errors
-/// The reason to refuse it, for the admin.
-pub fn plan(scene: &Scene) -> Result<Answer, Error> {
+/// The reason to refuse it.
+pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
+    let about = |device: PciAddress| move |why: Error| Refusal { why, device: Some(device) };
     let assigned = scene.assigned.len();
     let most = scene.settings.most_devices();
     if assigned > most {
@@ -87,14 +105,20 @@ pub fn plan(scene: &Scene) -> Result<Answer, Error> {
             "it has {assigned} assigned PCI devices, and {most} is the most a guest may have. Remove some, or raise the limit \
              with <devices max='{assigned}'/> in /etc/vfpool/host.xml{}",
             scene.settings_note()
-        )));
+        ))
+        .into());
+    }
+    for wanted in scene.assigned {
+        if let Some(why) = scene.strangers.get(&wanted.address) {
+            return Err(about(wanted.address)(why.clone()));
+        }
     }
     let missing = scene.assigned.iter().filter_map(|wanted| scene.missing.get_key_value(&wanted.address));
     for (address, owner) in missing {
         match owner.state {
             OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
-            OwnerState::Stopping => return Err(refuse_stopping(*address, owner)),
-            OwnerState::InUse => return Err(refuse_missing(*address, owner)),
+            OwnerState::Stopping => return Err(about(*address)(refuse_stopping(*address, owner))),
+            OwnerState::InUse => return Err(about(*address)(refuse_missing(*address, owner))),
             OwnerState::Ourselves | OwnerState::Stuck => {}
         }
     }
@@ -105,8 +129,10 @@ pub fn plan(scene: &Scene) -> Result<Answer, Error> {
             match owner.state {
                 OwnerState::Ourselves | OwnerState::Stuck => {}
                 OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
-                OwnerState::InUse => return Err(scene.refuse_shared(take, owner)),
-                OwnerState::Stopping => return Err(refuse_stopping(take.function.device.address, owner)),
+                OwnerState::InUse => return Err(about(take.reason)(scene.refuse_shared(take, owner))),
+                OwnerState::Stopping => {
+                    return Err(about(take.reason)(refuse_stopping(take.function.device.address, owner)));
+                }
             }
         }
     }
@@ -115,7 +141,7 @@ pub fn plan(scene: &Scene) -> Result<Answer, Error> {
             match scene.needs.get(&take.function.device.address) {
                 None => return Ok(Answer::FindNeed(take.function.device.address)),
                 Some(Some(need)) if need.is_vital() || take.role != Role::Managed => {
-                    return Err(scene.refuse_needed(take, need));
+                    return Err(about(take.reason)(scene.refuse_needed(take, need)));
                 }
                 Some(_) => {}
             }
@@ -152,11 +178,12 @@ impl Take<'_> {
 
 impl<'a> Scene<'a> {
     /// Every function that the start takes: first the VFs that go with their PF, then siblings, then the guest's own.
-    fn taken(&'a self) -> Result<Vec<Take<'a>>, Error> {
+    fn taken(&'a self) -> Result<Vec<Take<'a>>, Refusal> {
         let mut own = Vec::new();
         let mut siblings: Vec<Take> = Vec::new();
         for wanted in self.assigned {
-            let (function, group) = self.assignable(wanted.address)?;
+            let about = |why| Refusal { why, device: Some(wanted.address) };
+            let (function, group) = self.assignable(wanted.address).map_err(about)?;
             let role = if wanted.managed { Role::Managed } else { Role::Unmanaged };
             own.push(Take { function, role, reason: wanted.address });
             for member in self.functions.values().filter(|member| member.device.group == Some(group)) {
@@ -173,7 +200,7 @@ impl<'a> Scene<'a> {
             taken.any(|device| device.address == pf && device.numvfs > 0 && device.on_host_driver())
         };
         if let Some(vf) = own.iter().find(|take| take.function.device.physfn.is_some_and(&loses_vfs)) {
-            return Err(refuse_vf(&vf.function.device));
+            return Err(Refusal { why: refuse_vf(&vf.function.device), device: Some(vf.function.device.address) });
         }
         let vfs: Vec<Take> = self
             .functions
@@ -208,9 +235,13 @@ impl<'a> Scene<'a> {
         Ok((function, group))
     }
 
-    /// The guard asks only for devices that would leave a host driver, or vanish, and that the admin has not allowed.
+    /// The guard asks only for devices that would leave a host driver, or vanish, and that the admin has not allowed; and
+    /// for those that somebody uses of whom no lease tells.
     fn wants_guard(&self, take: &Take) -> bool {
         let device = &take.function.device;
+        if device.in_vfio_use && take.function.owner.is_none() {
+            return true;
+        }
         (device.on_host_driver() || take.role == Role::Vf) && !self.settings.allows(device.address)
     }
 
@@ -242,6 +273,10 @@ impl<'a> Scene<'a> {
 
     fn refuse_needed(&self, take: &Take, need: &Need) -> Error {
         let address = take.function.device.address;
+        if matches!(need, Need::InVfio { .. }) {
+            let what = take.describe();
+            return Error::new(format!("{what} is not free: {need}. {} first, or use another device", need.remedy()));
+        }
         Error::new(format!(
             "Cannot detach {}: {need}. {}, or allow it with <allow address='{address}'/> in /etc/vfpool/host.xml{}",
             take.describe(),

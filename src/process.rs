@@ -69,6 +69,12 @@ pub fn starter(host: &Host) -> Option<Process> {
     }
 }
 
+/// Seconds since boot, by `/proc/uptime`: a clock that nobody sets, for records that are gone at reboot anyway.
+pub fn uptime(host: &Host) -> Option<u64> {
+    let text = fs::read_to_string(host.path("proc/uptime")).ok()?;
+    text.split('.').next()?.parse().ok()
+}
+
 /// The guest's QEMU, by the pid file that libvirt keeps from fork to stop. `None` when the guest does not run.
 pub fn qemu(host: &Host, guest: &str) -> Option<Process> {
     let pid_file = host.path("run/libvirt/qemu").join(format!("{guest}.pid"));

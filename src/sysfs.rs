@@ -32,6 +32,9 @@ pub struct Device {
     pub driver: Option<String>,
     /// Whether that driver gives it to VFIO.
     pub on_vfio: bool,
+    /// Whether somebody has it open through VFIO: vfio-pci enables a device only as long as it is used.
+    /// Source: Linux `Documentation/PCI/sysfs-pci.rst`, `enable`; `drivers/vfio/pci/vfio_pci_core.c`.
+    pub in_vfio_use: bool,
     /// The override in force. The outer `None`: this kernel has no `driver_override`.
     pub driver_override: Option<Option<String>>,
     /// Its IOMMU group; none when the IOMMU is off or does not translate for it.
@@ -93,6 +96,7 @@ pub fn device(host: &Host, address: PciAddress) -> Result<Option<Device>> {
 pub fn identity(host: &Host, address: PciAddress) -> Result<Option<Device>> {
     let folder = host.device(address);
     let Some(vendor) = read_optional(&folder.join("vendor"))? else { return Ok(None) };
+    let on_vfio = is_on_vfio(&folder)?;
     Ok(Some(Device {
         address,
         id: PciId {
@@ -102,7 +106,8 @@ pub fn identity(host: &Host, address: PciAddress) -> Result<Option<Device>> {
         class: number(&folder.join("class"), &read(&folder.join("class"))?)?,
         header_type: header_type(&folder.join("config"))?,
         driver: link_name(&folder.join("driver"))?,
-        on_vfio: is_on_vfio(&folder)?,
+        on_vfio,
+        in_vfio_use: on_vfio && read_optional(&folder.join("enable"))?.is_some_and(|count| count != "0"),
         driver_override: None,
         group: link_number(&folder.join("iommu_group"))?,
         physfn: match link_name(&folder.join("physfn"))? {

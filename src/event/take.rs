@@ -7,7 +7,7 @@ use crate::domain::Assigned;
 use crate::error::{Error, Result};
 use crate::lease::{Held, Lease, Locked, State, Turn};
 use crate::needs::{self, Need};
-use crate::plan::{Answer, Function, Owner, OwnerState, Scene, plan};
+use crate::plan::{Answer, Function, Owner, OwnerState, Refusal, Scene, plan};
 use crate::process;
 use crate::sysfs;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 impl Events<'_> {
     /// Takes what a guest's devices need, or undoes all of it.
     pub(super) fn take(&self, guest: &str, assigned: &[Assigned], turn: &Turn) -> Result<()> {
-        let devices = self.record(guest, assigned)?;
+        let pending = |devices| Lease::new(process::starter(self.host), devices);
+        let recorded = self.record(guest, assigned, pending);
+        let devices = recorded.map_err(|refusal| self.tell(guest, assigned, refusal))?;
         let mover = self.mover(guest);
         for held in &devices {
             if let Err(error) = mover.take(held) {
@@ -30,9 +32,15 @@ impl Events<'_> {
     }
 
     /// Decides what the guest takes and writes it down, both under the lock; returns it for the work outside.
-    fn record(&self, guest: &str, assigned: &[Assigned]) -> Result<Vec<Held>> {
+    pub(super) fn record(
+        &self,
+        guest: &str,
+        assigned: &[Assigned],
+        make: impl Fn(Vec<Held>) -> Lease,
+    ) -> Result<Vec<Held>, Refusal> {
         let mut needs = BTreeMap::new();
         self.expect_answers(guest, assigned)?;
+        let strangers = self.strangers(assigned)?;
         // Kept to the end, so that nobody else gives back what we are about to take over.
         let mut recovered = BTreeMap::new();
         loop {
@@ -44,12 +52,13 @@ impl Events<'_> {
                 functions,
                 missing,
                 needs: std::mem::take(&mut needs),
+                strangers: strangers.clone(),
                 settings: &self.settings,
                 settings_error: self.settings_error.as_ref(),
             };
             match plan(&scene)? {
                 Answer::Take(devices) => {
-                    self.write_new(guest, own.as_ref(), &devices, &locked)?;
+                    self.write_new(guest, own.as_ref(), &make, &devices, &locked)?;
                     return Ok(devices);
                 }
                 Answer::FindNeed(address) => {
@@ -92,11 +101,23 @@ impl Events<'_> {
             .map_err(|error| error.during(format_args!("Cannot find out whether the host uses {address}")))
     }
 
-    /// Records what is taken, beside what an earlier event of the guest took and is not asked for any more.
-    fn write_new(&self, guest: &str, own: Option<&Lease>, devices: &[Held], locked: &Locked) -> Result<()> {
-        let carried = own.into_iter().flat_map(|lease| &lease.devices);
+    /// Records what is taken, beside what an earlier event of the guest took and is not asked for any more. What was only
+    /// reserved is not carried along.
+    fn write_new(
+        &self,
+        guest: &str,
+        own: Option<&Lease>,
+        make: impl Fn(Vec<Held>) -> Lease,
+        devices: &[Held],
+        locked: &Locked,
+    ) -> Result<()> {
+        if let Some(own) = own.filter(|own| own.state == State::Reserved) {
+            locked.settle(guest, own, Vec::new(), None)?;
+        }
+        let taken = own.filter(|own| own.state != State::Reserved);
+        let carried = taken.into_iter().flat_map(|lease| &lease.devices);
         let carried = carried.filter(|old| devices.iter().all(|new| new.address != old.address));
-        let lease = Lease::new(process::starter(self.host), carried.chain(devices).cloned().collect());
+        let lease = make(carried.chain(devices).cloned().collect());
         if own == Some(&lease) {
             return Ok(());
         }

@@ -1,0 +1,222 @@
+//! Devices of pools at a start: whether one is of its pool, what to say if it cannot be had, and which to take instead where
+//! libvirt lets a hook say so.
+
+use super::Events;
+use super::give_back::Occasion;
+use crate::address::PciAddress;
+use crate::availability::{Availability, Standing};
+use crate::domain::{Assigned, Device, Domain};
+use crate::error::{Error, Result};
+use crate::lease::{Held, Lease, State};
+use crate::parked::Parked;
+use crate::plan::Refusal;
+use crate::pool::{OnBusy, Pool};
+use crate::queue::Queue;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long a choice is kept for the start that has to follow: libvirt's `prepare` comes in the same call as `restore` and
+/// `migrate`, but QEMU's memory image may have to be opened before.
+const RESERVED: Duration = Duration::from_secs(60);
+
+/// So many holders are named in a message; a line has to be read.
+const NAMED: usize = 8;
+
+impl Events<'_> {
+    /// The guest's XML with its pooled devices pointed at ones that are free on this host; these are kept for it for a while.
+    /// `None`: it asks no pool for anything.
+    pub fn resolve(&self, guest: &str, xml: &[u8]) -> Result<Option<Vec<u8>>> {
+        let domain = Domain::parse(xml)?;
+        if domain.requests.is_empty() {
+            return Ok(None);
+        }
+        self.expect_all_devices(&domain)?;
+        let turn = self.turn(guest)?;
+        match self.lease(guest)? {
+            Some(lease) if lease.is_running(self.host, guest) => {
+                return Err(Error::new("it runs already, and holds its devices"));
+            }
+            Some(lease) if lease.state != State::Reserved => {
+                let _ = self.give_back(guest, &turn, Occasion::Release);
+            }
+            _ => {}
+        }
+        let mut refused = BTreeMap::new();
+        loop {
+            let chosen = self.choose(guest, &domain, &refused)?;
+            let at = |address: PciAddress| {
+                let new = chosen.iter().find(|(device, _)| device.address == address);
+                new.map_or(address, |(_, new)| *new)
+            };
+            let assigned: Vec<Assigned> =
+                domain.assigned().into_iter().map(|old| Assigned { address: at(old.address), ..old }).collect();
+            let reserve = |devices: Vec<Held>| Lease::reservation(self.host, RESERVED, devices);
+            match self.record(guest, &assigned, reserve) {
+                Ok(_) => return Ok(Some(domain.with_addresses(&chosen))),
+                // Somebody was faster, or knows more of the device than we do.
+                Err(Refusal { device: Some(device), why })
+                    if chosen.iter().any(|(_, address)| *address == device) && !refused.contains_key(&device) =>
+                {
+                    refused.insert(device, why);
+                }
+                Err(refusal) => return Err(refusal.why),
+            }
+        }
+    }
+
+    /// Drops what [`resolve`](Self::resolve) has kept for a guest, if no start has taken it over.
+    pub fn cancel(&self, guest: &str) -> Result<()> {
+        let _turn = self.turn(guest)?;
+        let locked = self.store.lock()?;
+        match locked.lease(guest)? {
+            Some(lease) if lease.state == State::Reserved => locked.settle(guest, &lease, Vec::new(), None),
+            _ => Ok(()),
+        }
+    }
+
+    /// A device for each request: the one it has if that is free, else the first free one of its pool that no stopped guest
+    /// is parked at, else any free one.
+    fn choose<'d>(
+        &self,
+        guest: &str,
+        domain: &'d Domain,
+        refused: &BTreeMap<PciAddress, Error>,
+    ) -> Result<Vec<(&'d Device, PciAddress)>> {
+        let parked = Parked::load(self.host);
+        let availability = self.availability();
+        let pooled: Vec<(&Device, &Pool)> = domain
+            .requests
+            .iter()
+            .filter_map(|request| Some((domain.device_for(request)?, self.pools().find(&request.pool))))
+            .map(|(device, pool)| Ok((device, pool?)))
+            .collect::<Result<_>>()?;
+        let is_pooled = |device: &Device| pooled.iter().any(|(pooled, _)| pooled.address == device.address);
+        let mut used: BTreeSet<PciAddress> =
+            domain.devices.iter().filter(|device| !is_pooled(device)).map(|device| device.address).collect();
+        let mut chosen = Vec::new();
+        for (device, pool) in pooled {
+            let is_free = |address: PciAddress| {
+                Ok(!refused.contains_key(&address)
+                    && !used.contains(&address)
+                    && availability.of(guest, address)? == Standing::Free)
+            };
+            let (mut members, _) = pool.members(self.host);
+            members.sort_by_key(|address| (*address != device.address, parked.by_other_than(guest, *address)));
+            let mut free = None;
+            for address in members {
+                if is_free(address)? {
+                    free = Some(address);
+                    break;
+                }
+            }
+            let address = free.ok_or_else(|| self.exhausted(guest, pool, refused))?;
+            used.insert(address);
+            chosen.push((device, address));
+        }
+        Ok(chosen)
+    }
+
+    /// Why devices are none of the pool that they are asked from.
+    pub(super) fn strangers(&self, assigned: &[Assigned]) -> Result<BTreeMap<PciAddress, Error>> {
+        let mut strangers = BTreeMap::new();
+        for Assigned { address, pool, .. } in assigned {
+            let Some(name) = pool else { continue };
+            match self.pools().find(name) {
+                Err(error) => _ = strangers.insert(*address, error),
+                Ok(pool) => {
+                    // One that is not there is refused for that.
+                    if crate::sysfs::identity(self.host, *address)?.is_some_and(|device| !pool.has_member(self.host, &device)) {
+                        strangers.insert(*address, Error::new(format!("{address} is no device of pool '{name}' on this host")));
+                    }
+                }
+            }
+        }
+        Ok(strangers)
+    }
+
+    /// A request whose device is just being moved must not start without it. One whose device somebody took out of the
+    /// definition asks for nothing any more.
+    pub(super) fn expect_all_devices(&self, domain: &Domain) -> Result<()> {
+        for request in &domain.requests {
+            let (pool, address) = (&request.pool, request.guest_address);
+            match (domain.device_for(request), &request.moving) {
+                (None, Some(_)) => {
+                    return Err(Error::new(format!(
+                        "its device of pool '{pool}' (in the guest at {address}) is just being pointed at a free one. Start it \
+                         again in a moment; if that does not help, run `vfpool reconcile`"
+                    )));
+                }
+                (None, None) => self.log.warning(format_args!(
+                    "guest '{}' asks pool '{pool}' for a device at {address}, where it has none; see `vfpool detach`",
+                    domain.name
+                )),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a refusal into words. Of a pooled device it tells how the pool stands, and has the guest pointed at a free one.
+    pub(super) fn tell(&self, guest: &str, assigned: &[Assigned], refusal: Refusal) -> Error {
+        let Refusal { why, device } = refusal;
+        let asked = assigned.iter().find(|assigned| Some(assigned.address) == device);
+        let Some(name) = asked.and_then(|assigned| assigned.pool.as_ref()) else { return why };
+        self.wake(&format!("guest {guest}"));
+        let Ok(pool) = self.pools().find(name) else { return why };
+        let Ok(standings) = self.availability().of_pool(guest, pool) else { return why };
+        let used = |address: &PciAddress| assigned.iter().any(|assigned| assigned.address == *address);
+        let free = standings.iter().find(|(address, standing)| *standing == Standing::Free && !used(address));
+        let Some((free, _)) = free else {
+            return Error::new(format!("{}. {}", sentence(&why), held(pool, &standings)));
+        };
+        let then = match pool.on_busy {
+            OnBusy::Refuse => format!("it will be pointed at a free one: start it again in a moment, or run `vfpool start {guest}`"),
+            OnBusy::Restart => {
+                self.wake(&format!("restart {guest}"));
+                "it is started again by itself with a free one (on-busy='restart')".to_owned()
+            }
+        };
+        Error::new(format!("{}. {free} of pool '{name}' is free, and {then}", sentence(&why)))
+    }
+
+    fn exhausted(&self, guest: &str, pool: &Pool, refused: &BTreeMap<PciAddress, Error>) -> Error {
+        if let Some(why) = refused.values().next() {
+            return why.clone();
+        }
+        match self.availability().of_pool(guest, pool) {
+            Ok(standings) => Error::new(held(pool, &standings)),
+            Err(error) => error,
+        }
+    }
+
+    pub(super) fn availability(&self) -> Availability<'_> {
+        Availability { host: self.host, store: &self.store, settings: &self.settings }
+    }
+
+    /// Leaves the rest to the reconciler.
+    pub(super) fn wake(&self, entry: &str) {
+        if let Err(error) = Queue::Reconcile.put(self.host, entry) {
+            self.log.warning(&error);
+        }
+    }
+}
+
+/// An error without the remedy that only fits a device which is not of a pool.
+fn sentence(why: &Error) -> String {
+    let text = why.to_string();
+    text.split(". ").next().unwrap_or_default().to_owned()
+}
+
+/// Who has the devices of a pool of which none is free.
+fn held(pool: &Pool, standings: &[(PciAddress, Standing)]) -> String {
+    if standings.is_empty() {
+        return format!("Pool '{}' has no devices now; run `vfpool setup` to see why", pool.name);
+    }
+    let named: Vec<String> =
+        standings.iter().take(NAMED).map(|(address, standing)| format!("{address} ({standing})")).collect();
+    let more = match standings.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("No device of pool '{}' is free: {}{more}. Stop one of its guests first", pool.name, named.join(", "))
+}
