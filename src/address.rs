@@ -65,6 +65,19 @@ impl FromStr for PciAddress {
     }
 }
 
+/// A number in an `<address>` element. libvirt reads it as strtoul(3) with base 0: hexadecimal after 0x, octal after 0, else decimal.
+pub fn libvirt_number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (&text[2..], 16),
+        [b'0', _, ..] => (&text[1..], 8),
+        _ => (text, 10),
+    };
+    if digits.starts_with('+') {
+        return None;
+    }
+    u32::from_str_radix(digits, radix).ok()
+}
+
 /// Vendor and device id of a function, as `8086:10d3`. Addresses move; a device is believed only with its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PciId {

@@ -3,7 +3,7 @@
 //! Read as a stream of events, never as a document: what is not ours may be anything that any libvirt writes.
 //! Source: libvirt `docs/formatdomain.rst`, "Host device assignment", "NVMe disks".
 
-use crate::address::PciAddress;
+use crate::address::{PciAddress, libvirt_number};
 use crate::error::{Error, Result};
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
@@ -165,19 +165,6 @@ fn attribute(element: &BytesStart, name: &str) -> Result<Option<String>> {
 
 fn has(element: &BytesStart, name: &str, value: &str) -> Result<bool> {
     Ok(attribute(element, name)?.as_deref() == Some(value))
-}
-
-/// libvirt reads numbers as strtoul(3) with base 0: hexadecimal after 0x, octal after 0, else decimal.
-fn libvirt_number(text: &str) -> Option<u32> {
-    let (digits, radix) = match text.as_bytes() {
-        [b'0', b'x' | b'X', ..] => (&text[2..], 16),
-        [b'0', _, ..] => (&text[1..], 8),
-        _ => (text, 10),
-    };
-    if digits.starts_with('+') {
-        return None;
-    }
-    u32::from_str_radix(digits, radix).ok()
 }
 
 #[cfg(test)]

@@ -52,6 +52,16 @@ impl Host {
         self.path("run/vfpool")
     }
 
+    /// The sysfs folder of a network interface.
+    pub fn netdev(&self, name: &str) -> PathBuf {
+        self.path("sys/class/net").join(name)
+    }
+
+    /// The folder with one file for each pool.
+    pub fn pools(&self) -> PathBuf {
+        self.path("etc/vfpool/pools.d")
+    }
+
     /// The admin's settings for the whole host.
     pub fn settings(&self) -> PathBuf {
         self.path("etc/vfpool/host.xml")

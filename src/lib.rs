@@ -8,6 +8,7 @@
 //! | [`host`], [`log`] | where things are on this host, and where to tell about changes |
 //! | [`patient`], [`sysfs`], [`process`], [`needs`] | the kernel: devices, processes, what the host itself needs |
 //! | [`domain`], [`settings`], [`lease`], [`queue`] | the guest's XML, the admin's wishes, who holds what, what is left to do |
+//! | [`pool`] | which devices are interchangeable for a guest |
 //! | [`plan`] | pure: facts and leases in, a lease to take or a refusal out |
 //! | [`apply`] | one device taken off its driver, or given back to it |
 //! | [`event`] | one function for each thing that happens to a guest |
@@ -25,6 +26,7 @@ pub mod log;
 pub mod needs;
 pub mod patient;
 pub mod plan;
+pub mod pool;
 pub mod process;
 pub mod queue;
 pub mod settings;

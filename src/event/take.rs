@@ -138,7 +138,7 @@ impl Events<'_> {
             if let Some(group) = device.group.filter(|group| is_assigned && groups.insert(*group)) {
                 open.extend(sysfs::group_members(self.host, group)?);
             }
-            open.extend(sysfs::vfs_of(self.host, &device)?);
+            open.extend(sysfs::vfs_of(self.host, address)?);
             functions.insert(address, Function { device, owner });
         }
         Ok((functions, missing))
