@@ -287,7 +287,7 @@ impl<'a> Parser<'a> {
     }
 
     fn wrong_xml(&self, cause: &dyn fmt::Display) -> Error {
-        let line = self.line(self.reader.error_position());
+        let line = self.line(self.reader.error_position().max(self.begin));
         Error::new(format!("Cannot use {}: it is no XML at line {line}: {cause}. Mend it", self.file.display()))
     }
 
