@@ -41,19 +41,6 @@ impl PciAddress {
     }
 }
 
-/// A number as libvirt reads it, by strtoul(3) with base 0: hexadecimal after 0x, octal after 0, else decimal.
-pub fn libvirt_number(text: &str) -> Option<u32> {
-    let (digits, radix) = match text.as_bytes() {
-        [b'0', b'x' | b'X', ..] => (&text[2..], 16),
-        [b'0', _, ..] => (&text[1..], 8),
-        _ => (text, 10),
-    };
-    if digits.starts_with('+') {
-        return None;
-    }
-    u32::from_str_radix(digits, radix).ok()
-}
-
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.domain, self.bus, self.slot, self.function)
@@ -86,6 +73,19 @@ impl FromStr for PciAddress {
             Error::new(format!("'{text}' is no PCI address; write it as 0000:02:00.1, 02:00.1 or pci_0000_02_00_1"))
         })
     }
+}
+
+/// A number in an `<address>` element. libvirt reads it as strtoul(3) with base 0: hexadecimal after 0x, octal after 0, else decimal.
+pub fn libvirt_number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (&text[2..], 16),
+        [b'0', _, ..] => (&text[1..], 8),
+        _ => (text, 10),
+    };
+    if digits.starts_with('+') {
+        return None;
+    }
+    u32::from_str_radix(digits, radix).ok()
 }
 
 /// Vendor and device id of a function, as `8086:10d3`. Addresses move; a device is believed only with its id.

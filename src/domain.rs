@@ -99,6 +99,8 @@ pub struct Domain<'a> {
     xml: &'a [u8],
     /// The guest's name.
     pub name: String,
+    /// Its UUID, which virsh takes for nothing else, as it may a name.
+    pub uuid: String,
     /// Its PCI devices in the order of the XML.
     pub devices: Vec<Device>,
     /// What it asks pools for.
@@ -154,8 +156,12 @@ impl<'a> Domain<'a> {
             let open = String::from_utf8_lossy(open);
             return Err(Error::new(format!("The domain XML is cut off: <{open}> is not closed")));
         }
-        let name = unescape(&String::from_utf8_lossy(&xml[walk.name])).map(|name| name.trim().to_owned());
-        Ok(Self { xml, name: name.unwrap_or_default(), devices: walk.devices, requests: walk.requests })
+        let text = |range: Range<usize>| {
+            let text = String::from_utf8_lossy(&xml[range]);
+            unescape(&text).map_or_else(|_| String::new(), |text| text.trim().to_owned())
+        };
+        let (name, uuid) = (text(walk.name), text(walk.uuid));
+        Ok(Self { xml, name, uuid, devices: walk.devices, requests: walk.requests })
     }
 
     /// The PCI devices, each once.
@@ -181,6 +187,11 @@ impl<'a> Domain<'a> {
     pub fn device_for(&self, request: &Request) -> Option<&Device> {
         let mut devices = self.devices.iter();
         devices.find(|device| device.kind != Kind::Disk && device.guest_address == Some(request.guest_address))
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> Cow<'a, str> {
+        String::from_utf8_lossy(self.xml)
     }
 
     /// The text of a device's element.
@@ -268,6 +279,7 @@ struct Walk<'a> {
     path: Vec<Vec<u8>>,
     seen_domain: bool,
     name: Range<usize>,
+    uuid: Range<usize>,
     /// Whether we are in our own metadata.
     in_request: bool,
     /// Start of what a request holds.
@@ -308,6 +320,7 @@ impl Walk<'_> {
         }
         match self.path[1].as_slice() {
             b"name" if depth == 2 => self.name = tag.end..tag.end,
+            b"uuid" if depth == 2 => self.uuid = tag.end..tag.end,
             b"metadata" => return self.enter_metadata(element, is_ours, tag),
             b"devices" if depth >= DEVICE => return self.enter_device(element, tag),
             _ => {}
@@ -384,8 +397,10 @@ impl Walk<'_> {
         if self.device.as_ref().is_some_and(|device| device.depth == depth) {
             self.close_device(tag.end);
         }
-        if depth == 2 && self.path[1] == b"name" {
-            self.name.end = tag.start;
+        match self.path.get(1).map(Vec::as_slice) {
+            Some(b"name") if depth == 2 => self.name.end = tag.start,
+            Some(b"uuid") if depth == 2 => self.uuid.end = tag.start,
+            _ => {}
         }
         if depth == 4
             && self.in_request

@@ -12,7 +12,7 @@ use std::path::Path;
 pub struct Error(String);
 
 /// The result of everything here that can fail.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An error with this message. Control characters (a guest's name may hold a newline) are escaped, so that it

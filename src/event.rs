@@ -9,6 +9,7 @@ mod give_back;
 mod take;
 
 use crate::apply::Mover;
+use crate::availability::Availability;
 use crate::domain::{self, Assigned, Domain};
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -22,6 +23,7 @@ use give_back::Occasion;
 use once_cell::unsync::OnceCell;
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Handles events on one host.
 pub struct Events<'a> {
@@ -44,6 +46,21 @@ impl<'a> Events<'a> {
             }
         };
         Self { host, log, store: Store::new(host, log), settings, settings_error, pools: OnceCell::new() }
+    }
+
+    /// The records that these events keep.
+    pub fn store(&self) -> &Store<'a> {
+        &self.store
+    }
+
+    /// How devices stand for guests.
+    pub fn availability(&self) -> Availability<'_> {
+        Availability { host: self.host, store: &self.store, settings: &self.settings }
+    }
+
+    /// How long one step on the host may take.
+    pub fn deadline(&self) -> Duration {
+        self.settings.deadline()
     }
 
     /// libvirt is about to start a guest: takes what its devices need, or refuses and leaves everything as it was.
@@ -146,7 +163,7 @@ impl<'a> Events<'a> {
     }
 
     /// The pools of this host, read when a guest first asks for one.
-    fn pools(&self) -> &Pools {
+    pub fn pools(&self) -> &Pools {
         self.pools.get_or_init(|| Pools::load(self.host))
     }
 

@@ -62,6 +62,21 @@ impl Host {
         self.path("etc/libvirt/qemu")
     }
 
+    /// The sysfs folder of a network interface.
+    pub fn netdev(&self, name: &str) -> PathBuf {
+        self.path("sys/class/net").join(name)
+    }
+
+    /// The folder with one file for each pool.
+    pub fn pools(&self) -> PathBuf {
+        self.path("etc/vfpool/pools.d")
+    }
+
+    /// The memory of a guest that libvirt saved by itself (`virsh managedsave`).
+    pub fn saved(&self, guest: &str) -> PathBuf {
+        self.path("var/lib/libvirt/qemu/save").join(format!("{guest}.save"))
+    }
+
     /// The admin's settings for the whole host.
     pub fn settings(&self) -> PathBuf {
         self.path("etc/vfpool/host.xml")

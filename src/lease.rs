@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `lock` | held for the short while in which leases are compared and written; never while a device is moved |
 //! | `turns/GUEST` | held through an event of this guest, so that two never work on the same devices |
+//! | `editing` | held by the one process that edits definitions through libvirt; no hook ever takes it |
 //! | `leases/GUEST` | what the guest holds and how it was found: all that is needed to give it back |
 //! | `claims/ADDRESS` | link to the lease that owns this device now |
 //! | `attention/GUEST` | why something could not be given back |
@@ -256,6 +257,14 @@ impl<'a> Store<'a> {
     /// The turn of a guest if it is free now.
     pub fn try_turn(&self, guest: &str) -> Result<Option<Turn>> {
         Ok(lock_file(&self.path("turns", guest), Duration::ZERO)?.map(Turn))
+    }
+
+    /// Waits until no other process edits guests' definitions. No hook ever takes this lock, so it may be held while libvirt
+    /// is called; nothing but definitions is edited under it.
+    pub fn editing(&self, limit: Duration) -> Result<Turn> {
+        let path = self.host.state().join("editing");
+        let why = || Error::new(format!("Another vfpool has been editing definitions for {} s", limit.as_secs()));
+        lock_file(&path, limit)?.map(Turn).ok_or_else(why)
     }
 
     /// Waits for the lock.

@@ -9,8 +9,7 @@ use crate::host::Host;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
 
 /// What the reconciler knows of the guests' definitions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,8 +72,8 @@ impl Parked {
     /// Writes it all at once.
     pub fn save(&self, host: &Host) -> Result<()> {
         let path = host.parked();
-        let text =
-            quick_xml::se::to_string(self).map_err(|cause| Error::new(format!("Cannot write {}: {cause}", path.display())))?;
+        let text = quick_xml::se::to_string(self)
+            .map_err(|cause| Error::new(format!("Cannot write {}: {cause}", path.display())))?;
         let new = path.with_extension("new");
         let write = || -> io::Result<()> {
             let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -94,10 +93,4 @@ impl Parked {
         let mut others = self.guests.iter().filter(|other| other.name != guest);
         others.any(|other| other.devices.iter().any(|place| place.address == Some(address)))
     }
-}
-
-/// Changes whenever libvirt writes the file, which it does by a rename.
-pub fn stamp(path: &Path) -> io::Result<String> {
-    let data = fs::metadata(path)?;
-    Ok(format!("{}-{}-{}.{}", data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
 }

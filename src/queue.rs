@@ -44,6 +44,11 @@ impl Queue {
         made.map(drop).map_err(|cause| Error::io("write", &path, &cause))
     }
 
+    /// Whether nothing is to be done.
+    pub fn is_empty(self, host: &Host) -> Result<bool> {
+        Ok(sysfs::names(&self.folder(host))?.is_empty())
+    }
+
     /// Takes all entries out. Whatever is put in from now on is found by the next call.
     pub fn take(self, host: &Host) -> Result<Vec<String>> {
         let folder = self.folder(host);

@@ -130,14 +130,12 @@ pub fn group_members(host: &Host, group: u32) -> Result<Vec<PciAddress>> {
     Ok(members)
 }
 
-/// The addresses of the VFs that a PF has now.
-pub fn vfs_of(host: &Host, pf: &Device) -> Result<Vec<PciAddress>> {
-    let folder = host.device(pf.address);
+/// The addresses of the VFs that a PF has now, in the order of their numbers. Does not wait for its driver.
+pub fn vfs_of(host: &Host, pf: PciAddress) -> Result<Vec<PciAddress>> {
+    let folder = host.device(pf);
     let mut vfs = Vec::new();
-    for index in 0..pf.numvfs {
-        if let Some(name) = link_name(&folder.join(format!("virtfn{index}")))? {
-            vfs.push(name.parse()?);
-        }
+    while let Some(name) = link_name(&folder.join(format!("virtfn{}", vfs.len())))? {
+        vfs.push(name.parse()?);
     }
     Ok(vfs)
 }

@@ -4,7 +4,7 @@
 use super::Events;
 use super::give_back::Occasion;
 use crate::address::PciAddress;
-use crate::availability::{Availability, Standing};
+use crate::availability::Standing;
 use crate::domain::{Assigned, Device, Domain};
 use crate::error::{Error, Result};
 use crate::lease::{Held, Lease, State};
@@ -125,8 +125,13 @@ impl Events<'_> {
                 Err(error) => _ = strangers.insert(*address, error),
                 Ok(pool) => {
                     // One that is not there is refused for that.
-                    if crate::sysfs::identity(self.host, *address)?.is_some_and(|device| !pool.has_member(self.host, &device)) {
-                        strangers.insert(*address, Error::new(format!("{address} is no device of pool '{name}' on this host")));
+                    if crate::sysfs::identity(self.host, *address)?
+                        .is_some_and(|device| !pool.has_member(self.host, &device))
+                    {
+                        strangers.insert(
+                            *address,
+                            Error::new(format!("{address} is no device of pool '{name}' on this host")),
+                        );
                     }
                 }
             }
@@ -170,7 +175,9 @@ impl Events<'_> {
             return Error::new(format!("{}. {}", sentence(&why), held(pool, &standings)));
         };
         let then = match pool.on_busy {
-            OnBusy::Refuse => format!("it will be pointed at a free one: start it again in a moment, or run `vfpool start {guest}`"),
+            OnBusy::Refuse => {
+                format!("it will be pointed at a free one: start it again in a moment, or run `vfpool start {guest}`")
+            }
             OnBusy::Restart => {
                 self.wake(&format!("restart {guest}"));
                 "it is started again by itself with a free one (on-busy='restart')".to_owned()
@@ -189,12 +196,8 @@ impl Events<'_> {
         }
     }
 
-    pub(super) fn availability(&self) -> Availability<'_> {
-        Availability { host: self.host, store: &self.store, settings: &self.settings }
-    }
-
     /// Leaves the rest to the reconciler.
-    pub(super) fn wake(&self, entry: &str) {
+    pub fn wake(&self, entry: &str) {
         if let Err(error) = Queue::Reconcile.put(self.host, entry) {
             self.log.warning(&error);
         }

@@ -28,7 +28,9 @@ impl Events<'_> {
         let lease = {
             let locked = self.store.lock()?;
             let Some(mut lease) = locked.lease(guest)? else { return locked.clear_attention(guest) };
-            if lease.state == State::Reserved && !(matches!(occasion, Occasion::Retry) && lease.is_in_use(self.host, guest)) {
+            if lease.state == State::Reserved
+                && !(matches!(occasion, Occasion::Retry) && lease.is_in_use(self.host, guest))
+            {
                 return locked.settle(guest, &lease, Vec::new(), None);
             }
             match occasion {

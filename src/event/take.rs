@@ -58,7 +58,7 @@ impl Events<'_> {
             };
             match plan(&scene)? {
                 Answer::Take(devices) => {
-                    self.write_new(guest, own.as_ref(), &make, &devices, &locked)?;
+                    write_new(guest, own.as_ref(), &make, &devices, &locked)?;
                     return Ok(devices);
                 }
                 Answer::FindNeed(address) => {
@@ -101,35 +101,6 @@ impl Events<'_> {
             .map_err(|error| error.during(format_args!("Cannot find out whether the host uses {address}")))
     }
 
-    /// Records what is taken, beside what an earlier event of the guest took and is not asked for any more. What was only
-    /// reserved is not carried along.
-    fn write_new(
-        &self,
-        guest: &str,
-        own: Option<&Lease>,
-        make: impl Fn(Vec<Held>) -> Lease,
-        devices: &[Held],
-        locked: &Locked,
-    ) -> Result<()> {
-        if let Some(own) = own.filter(|own| own.state == State::Reserved) {
-            locked.settle(guest, own, Vec::new(), None)?;
-        }
-        let taken = own.filter(|own| own.state != State::Reserved);
-        let carried = taken.into_iter().flat_map(|lease| &lease.devices);
-        let carried = carried.filter(|old| devices.iter().all(|new| new.address != old.address));
-        let lease = make(carried.chain(devices).cloned().collect());
-        if own == Some(&lease) {
-            return Ok(());
-        }
-        locked.write(guest, &lease).inspect_err(|_| {
-            // A half-written first record has touched nothing yet. A later one leaves the earlier, or adds devices
-            // without claims, which are not touched either.
-            if own.is_none() {
-                let _ = locked.settle(guest, &lease, Vec::new(), None);
-            }
-        })
-    }
-
     /// The functions that a guest's start could touch, with their owners, and who owns what is missing.
     fn functions(
         &self,
@@ -159,7 +130,7 @@ impl Events<'_> {
             if let Some(group) = device.group.filter(|group| is_assigned && groups.insert(*group)) {
                 open.extend(sysfs::group_members(self.host, group)?);
             }
-            open.extend(sysfs::vfs_of(self.host, &device)?);
+            open.extend(sysfs::vfs_of(self.host, address)?);
             functions.insert(address, Function { device, owner });
         }
         Ok((functions, missing))
@@ -196,4 +167,32 @@ impl Events<'_> {
         };
         Ok(record(&lease).map(|held| Owner { guest: owner, state, held: Some(held) }))
     }
+}
+
+/// Records what is taken, beside what an earlier event of the guest took and is not asked for any more. What was only
+/// reserved is not carried along.
+fn write_new(
+    guest: &str,
+    own: Option<&Lease>,
+    make: impl Fn(Vec<Held>) -> Lease,
+    devices: &[Held],
+    locked: &Locked,
+) -> Result<()> {
+    if let Some(own) = own.filter(|own| own.state == State::Reserved) {
+        locked.settle(guest, own, Vec::new(), None)?;
+    }
+    let taken = own.filter(|own| own.state != State::Reserved);
+    let carried = taken.into_iter().flat_map(|lease| &lease.devices);
+    let carried = carried.filter(|old| devices.iter().all(|new| new.address != old.address));
+    let lease = make(carried.chain(devices).cloned().collect());
+    if own == Some(&lease) {
+        return Ok(());
+    }
+    locked.write(guest, &lease).inspect_err(|_| {
+        // A half-written first record has touched nothing yet. A later one leaves the earlier, or adds devices
+        // without claims, which are not touched either.
+        if own.is_none() {
+            let _ = locked.settle(guest, &lease, Vec::new(), None);
+        }
+    })
 }

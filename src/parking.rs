@@ -1,0 +1,296 @@
+//! Parking: every stopped guest that asks a pool for a device points at a free one, so that whatever starts it (virsh,
+//! autostart, virt-manager) boots it with that.
+//!
+//! libvirt edits the definitions, one device at a time and never a whole one, so that no edit of anybody else is lost. An
+//! interface is updated in one step. A hostdev is detached and attached again; between the two steps its request in the
+//! guest's metadata holds it, and the hook lets no guest start without it. Whatever is killed, and whenever: the next
+//! run goes on from what the definition says.
+
+use crate::address::PciAddress;
+use crate::assign::{Want, assign};
+use crate::availability::Standing;
+use crate::definition;
+use crate::domain::{Device, Domain, Kind, Request};
+use crate::error::{Error, Result};
+use crate::event::Events;
+use crate::host::Host;
+use crate::log::Log;
+use crate::parked::{Guest, Other, Parked, Place};
+use crate::process;
+use crate::virsh::Virsh;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Parks the guests of one host.
+pub struct Parking<'a> {
+    /// The host.
+    pub host: &'a Host,
+    /// Where each change is told.
+    pub log: &'a Log,
+    /// Who has what.
+    pub events: &'a Events<'a>,
+    /// The way to libvirt.
+    pub virsh: Virsh<'a>,
+}
+
+/// What one run has to do, and what came of it.
+#[derive(Default)]
+struct Run {
+    /// Guests that somebody waits for: they come first.
+    hurried: Vec<String>,
+    /// Guests whose definition is new.
+    changed: BTreeSet<String>,
+    /// What could not be done, of which guest.
+    failures: Vec<(String, Error)>,
+}
+
+/// The interface that keeps per-device boot order alive while the only device that has one is moved: its MAC address.
+const PLACEHOLDER: &str = "52:54:00:76:66:70";
+
+impl Parking<'_> {
+    /// Points every stopped guest at a free device, first those of `hurried`. Returns what could not be done: of all guests,
+    /// or, with `only_news`, of those that changed since the last run or are in a hurry.
+    pub fn park(&self, hurried: &[String], only_news: bool) -> Result<Vec<Error>> {
+        let mut run = Run { hurried: hurried.to_vec(), ..Run::default() };
+        let _editing = self.events.store().editing(self.virsh.limit)?;
+        let before = Parked::load(self.host);
+        let mut parked = self.look(&before, &mut run)?;
+        let moved = self.move_all(&mut parked, &mut run);
+        // What the move has left in the requests matters to nobody who starts a guest.
+        for guest in moved {
+            self.tidy(&guest, &mut parked, &mut run);
+        }
+        if parked != before {
+            parked.save(self.host)?;
+        }
+        let Run { changed, failures, .. } = run;
+        let is_news = |guest: &String| !only_news || changed.contains(guest) || hurried.contains(guest);
+        let told = failures.into_iter().filter(|(guest, _)| is_news(guest));
+        Ok(told.map(|(guest, error)| error.during(format_args!("guest '{guest}'"))).collect())
+    }
+
+    /// Reads the definitions that changed.
+    fn look(&self, before: &Parked, run: &mut Run) -> Result<Parked> {
+        let known: BTreeMap<&str, &Guest> = before.guests.iter().map(|guest| (guest.name.as_str(), guest)).collect();
+        let mut parked = Parked::default();
+        for name in definition::names(self.host)? {
+            let Some(stamp) = definition::stamp(&definition::path(self.host, &name)) else { continue };
+            match known.get(name.as_str()) {
+                Some(guest) if guest.stamp == stamp => parked.guests.push((*guest).clone()),
+                _ => {
+                    run.changed.insert(name.clone());
+                    parked.guests.push(self.read(&name, stamp, run));
+                }
+            }
+        }
+        Ok(parked)
+    }
+
+    /// Understands one definition.
+    fn read(&self, name: &str, stamp: String, run: &mut Run) -> Guest {
+        let mut guest = Guest { name: name.to_owned(), stamp, devices: Vec::new(), others: Vec::new() };
+        let xml = match definition::read(self.host, name) {
+            Ok(xml) => xml,
+            Err(error) => {
+                run.failures.push((name.to_owned(), error));
+                return guest;
+            }
+        };
+        let domain = match Domain::parse(&xml) {
+            Ok(domain) => domain,
+            Err(error) => {
+                let path = definition::path(self.host, name);
+                run.failures.push((name.to_owned(), error.during(path.display())));
+                return guest;
+            }
+        };
+        for request in &domain.requests {
+            guest.devices.push(Place {
+                pool: request.pool.clone(),
+                guest_address: request.guest_address,
+                address: domain.device_for(request).map(|device| device.address),
+                moving: request.moving.is_some(),
+            });
+        }
+        let others = domain.devices.iter().filter(|device| domain.request_for(device).is_none());
+        guest.others = others.map(|device| Other { address: device.address }).collect();
+        guest
+    }
+
+    /// Reads one guest again after it was, or may have been, changed.
+    fn look_again(&self, name: &str, parked: &mut Parked, run: &mut Run) {
+        let stamp = definition::stamp(&definition::path(self.host, name));
+        let new = stamp.map(|stamp| self.read(name, stamp, run));
+        parked.guests.retain(|guest| guest.name != name);
+        parked.guests.extend(new);
+        parked.guests.sort_by(|one, other| one.name.cmp(&other.name));
+    }
+
+    /// Whether libvirt would take the guest's definition for its next start only. One that is just being started is left
+    /// alone, too.
+    fn is_stopped(&self, guest: &str) -> bool {
+        process::qemu(self.host, guest).is_none()
+            && self.events.store().peek(guest).is_none_or(|lease| !lease.is_in_use(self.host, guest))
+    }
+
+    /// Points guests elsewhere; returns those that were touched.
+    fn move_all(&self, parked: &mut Parked, run: &mut Run) -> Vec<String> {
+        let mut touched: Vec<String> = Vec::new();
+        let unfinished = |guest: &&Guest| guest.devices.iter().any(|place| place.moving);
+        let unfinished: Vec<String> = parked.guests.iter().filter(unfinished).map(|guest| guest.name.clone()).collect();
+        for guest in unfinished {
+            if let Err(error) = self.finish(&guest) {
+                run.failures.push((guest.clone(), error));
+            }
+            self.look_again(&guest, parked, run);
+            touched.push(guest);
+        }
+        for (guest, guest_address, to) in self.decide(parked, run) {
+            if let Err(error) = self.point(&guest, guest_address, to) {
+                run.failures.push((guest.clone(), error));
+            }
+            self.look_again(&guest, parked, run);
+            touched.push(guest);
+        }
+        touched
+    }
+
+    /// What is to be moved where.
+    fn decide(&self, parked: &Parked, run: &mut Run) -> Vec<(String, PciAddress, PciAddress)> {
+        let asking = |guest: &&Guest| guest.devices.iter().any(|place| place.address.is_some());
+        let mut guests: Vec<&Guest> =
+            parked.guests.iter().filter(asking).filter(|guest| self.is_stopped(&guest.name)).collect();
+        guests.sort_by_key(|guest| !run.hurried.contains(&guest.name));
+        let mut wants = Vec::new();
+        let mut keys = Vec::new();
+        for guest in &guests {
+            for place in &guest.devices {
+                let Some(current) = place.address else { continue };
+                wants.push(Want { guest: &guest.name, pool: &place.pool, current });
+                keys.push(place.guest_address);
+            }
+        }
+        let mut free = BTreeMap::new();
+        for want in &wants {
+            if free.contains_key(want.pool) {
+                continue;
+            }
+            let found = self.free(want.pool);
+            let (members, errors) = found.unwrap_or_else(|error| (Vec::new(), vec![error]));
+            for error in errors {
+                let asking = wants.iter().filter(|other| other.pool == want.pool);
+                run.failures.extend(asking.map(|other| (other.guest.to_owned(), error.clone())));
+            }
+            free.insert(want.pool, members);
+        }
+        let others = guests.iter().map(|guest| {
+            let others = guest.others.iter().map(|other| other.address);
+            (guest.name.as_str(), others.collect())
+        });
+        let places = assign(&wants, &free, &others.collect());
+        let moves = wants.iter().zip(keys).zip(places).filter(|((want, _), to)| want.current != *to);
+        moves.map(|((want, key), to)| (want.guest.to_owned(), key, to)).collect()
+    }
+
+    /// The free members of a pool, and what is wrong with it.
+    fn free(&self, name: &str) -> Result<(Vec<PciAddress>, Vec<Error>)> {
+        let pool = self.events.pools().find(name)?;
+        let (members, mut errors) = pool.members(self.host);
+        let availability = self.events.availability();
+        let mut free = Vec::new();
+        for address in members {
+            match availability.of("", address) {
+                Ok(Standing::Free) => free.push(address),
+                Ok(_) => {}
+                Err(error) => errors.push(error),
+            }
+        }
+        Ok((free, errors))
+    }
+
+    /// Points one device of a guest at another one.
+    fn point(&self, guest: &str, guest_address: PciAddress, to: PciAddress) -> Result<()> {
+        let xml = definition::read(self.host, guest)?;
+        let domain = Domain::parse(&xml)?;
+        let request = domain.requests.iter().find(|request| request.guest_address == guest_address);
+        let found = request.and_then(|request| Some((request, domain.device_for(request)?)));
+        // Somebody has edited the guest meanwhile. That makes another run.
+        let Some((request, device)) = found else { return Ok(()) };
+        let (from, text) = (device.address, domain.text_at(device, to));
+        match device.kind {
+            Kind::Interface => self.virsh.run(&["update-device", &domain.uuid, "/dev/stdin", "--config"], &text)?,
+            Kind::Hostdev | Kind::Disk => self.replace(&domain, request, device, &text)?,
+        }
+        self.log.info(format_args!("guest '{guest}': parked at {to} of pool '{}' (was {from})", request.pool));
+        Ok(())
+    }
+
+    /// Detaches a device and attaches it as `text`.
+    fn replace(&self, domain: &Domain, request: &Request, device: &Device, text: &str) -> Result<()> {
+        let moving = Request { moving: Some(text.to_owned()), ..request.clone() };
+        let requests = domain.requests.iter().map(|other| if other == request { &moving } else { other });
+        let requests: Vec<Request> = requests.cloned().collect();
+        let (uuid, old) = (&domain.uuid, domain.text_of(device));
+        let detach = format!("detach-device {uuid} /dev/stdin --config");
+        if old.contains("<boot ") {
+            // When the last device that has a boot order goes, libvirt sets another one, and takes no such device again.
+            let keep = format!("; attach-device {uuid} /dev/stdin --config");
+            definition::set_requests(&self.virsh, uuid, &requests, &keep, &placeholder(domain))?;
+            self.virsh.run(&[&detach], &old)?;
+        } else {
+            definition::set_requests(&self.virsh, uuid, &requests, &format!("; {detach}"), &old)?;
+        }
+        self.virsh.run(&["attach-device", uuid, "/dev/stdin", "--config"], text)
+    }
+
+    /// Attaches what a run that did not end has detached.
+    fn finish(&self, guest: &str) -> Result<()> {
+        let xml = definition::read(self.host, guest)?;
+        let domain = Domain::parse(&xml)?;
+        for request in &domain.requests {
+            let Some(text) = request.moving.as_ref().filter(|_| domain.device_for(request).is_none()) else { continue };
+            self.virsh.run(&["attach-device", &domain.uuid, "/dev/stdin", "--config"], text)?;
+            self.log.warning(format_args!(
+                "guest '{guest}': its device of pool '{}' is back in its definition, after a move that did not end",
+                request.pool
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes out of a guest's definition what was only needed for the move.
+    fn tidy(&self, guest: &str, parked: &mut Parked, run: &mut Run) {
+        if let Err(error) = self.try_tidy(guest) {
+            run.failures.push((guest.to_owned(), error));
+        }
+        self.look_again(guest, parked, run);
+    }
+
+    fn try_tidy(&self, guest: &str) -> Result<()> {
+        let xml = definition::read(self.host, guest)?;
+        let domain = Domain::parse(&xml)?;
+        let is_over = |request: &Request| request.moving.is_some() && domain.device_for(request).is_some();
+        if !domain.requests.iter().any(is_over) {
+            return Ok(());
+        }
+        let requests = domain
+            .requests
+            .iter()
+            .map(|request| Request { moving: request.moving.clone().filter(|_| !is_over(request)), ..request.clone() });
+        if domain.text().contains(PLACEHOLDER) {
+            let bare = format!("<interface type='user'><mac address='{PLACEHOLDER}'/></interface>");
+            self.virsh.run(&["detach-device", &domain.uuid, "/dev/stdin", "--config"], &bare)?;
+        }
+        definition::set_requests(&self.virsh, &domain.uuid, &requests.collect::<Vec<_>>(), "", "")
+    }
+}
+
+/// An interface for the place of a device that has a boot order, where the guest has none yet.
+fn placeholder(domain: &Domain) -> String {
+    let text = domain.text();
+    let is_used = |slot: &u32| text.contains(&format!("bus='0x00' slot='0x{slot:02x}'"));
+    let slot = (2..=0x1e).rev().find(|slot| !is_used(slot)).unwrap_or(0x1e);
+    format!(
+        "<interface type='user'><mac address='{PLACEHOLDER}'/><model type='virtio'/><boot order='9999'/>\
+         <address type='pci' domain='0x0000' bus='0x00' slot='0x{slot:02x}' function='0x0'/></interface>"
+    )
+}

@@ -1,0 +1,66 @@
+//! What systemd runs after something changed, and an admin by hand: first everything that guests left behind is given back,
+//! then every stopped guest is parked.
+
+use crate::error::{Error, Result};
+use crate::event::Events;
+use crate::host::Host;
+use crate::log::Log;
+use crate::parking::Parking;
+use crate::queue::Queue;
+use crate::start::{self, Options};
+use crate::virsh::Virsh;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long to look for more to do. A change of a definition that systemd's watch has missed, because it was just telling of
+/// the one before, comes within this time; and a burst of starts becomes a few runs.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Brings leases and definitions in line, once. Returns what could not be done.
+pub fn once(host: &Host, log: &Log) -> Result<Vec<Error>> {
+    let entries = Queue::Reconcile.take(host)?;
+    run(host, log, &entries, false)
+}
+
+/// Does what the queue asks for, until nothing has changed for a while.
+pub fn queued(host: &Host, log: &Log) -> Result<()> {
+    loop {
+        let seen = definitions_changed(host);
+        let entries = Queue::Reconcile.take(host)?;
+        match run(host, log, &entries, true) {
+            Ok(errors) => errors.iter().for_each(|error| log.error(error)),
+            Err(error) => log.error(&error),
+        }
+        let end = Instant::now() + SETTLE;
+        while definitions_changed(host) == seen && Queue::Reconcile.is_empty(host)? {
+            if Instant::now() >= end {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// libvirt writes definitions by renames, so the folder tells of each.
+fn definitions_changed(host: &Host) -> Option<SystemTime> {
+    fs::metadata(host.definitions()).and_then(|data| data.modified()).ok()
+}
+
+fn run(host: &Host, log: &Log, entries: &[String], only_news: bool) -> Result<Vec<Error>> {
+    let events = Events::new(host, log);
+    let mut errors = events.reconcile()?;
+    let about = |what: &str| -> Vec<String> {
+        entries.iter().filter_map(|entry| entry.strip_prefix(what)).map(str::to_owned).collect()
+    };
+    let parking = Parking { host, log, events: &events, virsh: Virsh { host, limit: events.deadline() } };
+    errors.extend(parking.park(&about("guest "), only_news)?);
+    for guest in about("restart ") {
+        let started = start::start(host, &events, &guest, &Options::default());
+        match started {
+            Ok(()) => log.info(format_args!("guest '{guest}': started again with a free device (on-busy='restart')")),
+            Err(error) => errors.push(error),
+        }
+    }
+    Ok(errors)
+}

@@ -1,0 +1,104 @@
+//! `vfpool start`: a guest is started at once with devices that are free now, whatever its definition points at. For guests
+//! that outnumber the devices of their pool.
+//!
+//! The resolved XML counts for this boot only (`virsh create` of a guest that is defined); the definition stays.
+
+use crate::definition;
+use crate::domain::Domain;
+use crate::error::{Error, Result};
+use crate::event::Events;
+use crate::host::Host;
+use crate::virsh::Virsh;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+/// What `virsh start` can be told, and so we.
+#[derive(Debug, Default, Clone)]
+pub struct Options {
+    /// Options that `virsh create` has by the same names: `--console`, `--paused`, `--autodestroy`, `--reset-nvram`,
+    /// `--pass-fds N,M`.
+    pub passed: Vec<String>,
+    /// Read a saved guest past the page cache.
+    pub bypass_cache: bool,
+    /// Boot, and throw the saved state away.
+    pub force_boot: bool,
+}
+
+/// Starts a guest.
+///
+/// # Errors
+/// Nothing of a start that failed stays. What virsh had to say, it has said on stderr itself.
+pub fn start(host: &Host, events: &Events, guest: &str, options: &Options) -> Result<()> {
+    let virsh = Virsh { host, limit: events.deadline() };
+    let xml = definition::read(host, guest)?;
+    let uuid = Domain::parse(&xml)?.uuid;
+    let is_saved = host.saved(guest).exists();
+    if is_saved && !options.force_boot {
+        // Its devices are as they were saved; libvirt asks the hook's filter for each.
+        let mut arguments = vec!["start", uuid.as_str()];
+        arguments.extend(options.bypass_cache.then_some("--bypass-cache"));
+        return show(&virsh, guest, &arguments, &options.passed);
+    }
+    let Some(resolved) = events.resolve(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?
+    else {
+        let force = options.force_boot.then_some("--force-boot");
+        return show(&virsh, guest, &["start", &uuid].into_iter().chain(force).collect::<Vec<_>>(), &options.passed);
+    };
+    if is_saved {
+        virsh.run(&["managedsave-remove", &uuid], "")?;
+    }
+    let started = create(host, &virsh, guest, &resolved, &options.passed);
+    if started.is_err() {
+        // A start that came as far as the hook was undone there.
+        events.cancel(guest)?;
+        restore(&virsh, &uuid, &definition::path(host, guest), &xml)?;
+    }
+    started
+}
+
+fn create(host: &Host, virsh: &Virsh, guest: &str, xml: &[u8], options: &[String]) -> Result<()> {
+    // Not by standard input, which is the console's.
+    let file = Temporary::new(host.state().join(format!("create.{}", std::process::id())), xml)?;
+    let path = file.0.to_string_lossy().into_owned();
+    show(virsh, guest, &["create", &path], options)
+}
+
+/// Runs virsh in our place: with our terminal, our open files, and as long as a console is open.
+fn show(virsh: &Virsh, guest: &str, arguments: &[&str], options: &[String]) -> Result<()> {
+    let status = virsh.command().args(arguments).args(options).status();
+    match status.map_err(|cause| Error::new(format!("Cannot run virsh: {cause}")))? {
+        status if status.success() => Ok(()),
+        _ => Err(Error::new(format!("guest '{guest}' was not started; virsh has said why"))),
+    }
+}
+
+/// Older libvirt keeps what a failed `create` was given as the definition in memory, until it is told the file's again.
+fn restore(virsh: &Virsh, uuid: &str, path: &std::path::Path, xml: &[u8]) -> Result<()> {
+    let addresses = |xml: &[u8]| Domain::parse(xml).map(|domain| domain.assigned());
+    let output = virsh.command().args(["dumpxml", "--inactive", uuid]).output();
+    let Ok(output) = output else { return Ok(()) };
+    if output.status.success() && addresses(&output.stdout)? != addresses(xml)? {
+        virsh.run(&["define", &path.to_string_lossy()], "")?;
+    }
+    Ok(())
+}
+
+/// A file of ours that goes when it is not needed any more.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(path: PathBuf, text: &[u8]) -> Result<Self> {
+        let open = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let written = open.and_then(|mut file| file.write_all(text));
+        written.map_err(|cause| Error::io("write", &path, &cause))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,75 @@
+//! libvirt, by its own command. Never called from a hook, and never with a lock that a hook takes: while libvirt runs a
+//! hook it keeps the guest to itself, and each would wait for the other.
+
+use crate::error::{Error, Result};
+use crate::host::Host;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// virsh on one host.
+pub struct Virsh<'a> {
+    /// The host.
+    pub host: &'a Host,
+    /// How long a call may take.
+    pub limit: Duration,
+}
+
+impl Virsh<'_> {
+    /// The command, for the system's libvirt.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(self.host.path("usr/bin/virsh"));
+        command.args(["-q", "-c", "qemu:///system"]).env("LC_ALL", "C");
+        command
+    }
+
+    /// Runs one virsh with this text as its `/dev/stdin`; several commands may stand in one argument, separated by `;`:
+    /// then all are run, and the last one's result counts.
+    ///
+    /// # Errors
+    /// What virsh said.
+    pub fn run(&self, arguments: &[&str], stdin: &str) -> Result<()> {
+        let name = arguments.first().and_then(|first| first.split(' ').next()).unwrap_or_default();
+        let cannot = |why: &str| Error::new(format!("virsh {name}: {why}"));
+        let io = |cause: std::io::Error| cannot(&cause.to_string());
+        let mut command = self.command();
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(io)?;
+        if let Some(mut pipe) = child.stdin.take() {
+            // One that has failed already does not read.
+            let _ = pipe.write_all(stdin.as_bytes());
+        }
+        let mut pipe = child.stderr.take();
+        let said = thread::spawn(move || {
+            let mut said = String::new();
+            let _ = pipe.as_mut().map(|pipe| pipe.read_to_string(&mut said));
+            said
+        });
+        let Some(is_done) = self.wait(&mut child).map_err(io)? else {
+            return Err(cannot(&format!("no answer for {} s; is libvirtd at work?", self.limit.as_secs())));
+        };
+        if is_done {
+            return Ok(());
+        }
+        let said = said.join().unwrap_or_default();
+        let lines: Vec<&str> = said.lines().map(|line| line.trim_start_matches("error: ")).collect();
+        Err(cannot(lines.join("; ").trim_matches(['\n', ' ', ';'])))
+    }
+
+    /// Whether it ended well; `None` if it had to be killed.
+    fn wait(&self, child: &mut Child) -> std::io::Result<Option<bool>> {
+        let deadline = Instant::now() + self.limit;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some(status.success()));
+            }
+            if Instant::now() >= deadline {
+                child.kill()?;
+                child.wait()?;
+                return Ok(None);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
