@@ -517,7 +517,7 @@ mod tests {
                 "Cannot use x.xml: it is no XML at line 2: it ends before its elements do",
             ),
             ("<pool>\n</name>".into(), "it is no XML at line 2"),
-            (with("<pf dev='eth3'"), "it is no XML at line"),
+            (with("<pf dev='eth3'"), "line 4: error while parsing attribute"),
             (with("<pf dev='eth3' vfs=7/>"), "line 4: "),
         ] {
             let (members, errors) = members(&[("x.xml", &text), ("z.xml", &pool("good", "<pf dev='eth3'/>"))]);
