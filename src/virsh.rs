@@ -4,9 +4,10 @@
 use crate::error::{Error, Result};
 use crate::host::Host;
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// virsh on one host.
 pub struct Virsh<'a> {
@@ -40,36 +41,23 @@ impl Virsh<'_> {
             // One that has failed already does not read.
             let _ = pipe.write_all(stdin.as_bytes());
         }
+        // Its standard error ends with it, which needs no looking again and again.
+        let (sender, said) = mpsc::channel();
         let mut pipe = child.stderr.take();
-        let said = thread::spawn(move || {
+        thread::spawn(move || {
             let mut said = String::new();
             let _ = pipe.as_mut().map(|pipe| pipe.read_to_string(&mut said));
-            said
+            let _ = sender.send(said);
         });
-        let Some(is_done) = self.wait(&mut child).map_err(io)? else {
+        let Ok(said) = said.recv_timeout(self.limit) else {
+            let _ = child.kill();
+            let _ = child.wait();
             return Err(cannot(&format!("no answer for {} s; is libvirtd at work?", self.limit.as_secs())));
         };
-        if is_done {
+        if child.wait().map_err(io)?.success() {
             return Ok(());
         }
-        let said = said.join().unwrap_or_default();
         let lines: Vec<&str> = said.lines().map(|line| line.trim_start_matches("error: ")).collect();
         Err(cannot(lines.join("; ").trim_matches(['\n', ' ', ';'])))
-    }
-
-    /// Whether it ended well; `None` if it had to be killed.
-    fn wait(&self, child: &mut Child) -> std::io::Result<Option<bool>> {
-        let deadline = Instant::now() + self.limit;
-        loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(Some(status.success()));
-            }
-            if Instant::now() >= deadline {
-                child.kill()?;
-                child.wait()?;
-                return Ok(None);
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
     }
 }

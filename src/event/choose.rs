@@ -166,7 +166,7 @@ impl Events<'_> {
         let Refusal { why, device } = refusal;
         let asked = assigned.iter().find(|assigned| Some(assigned.address) == device);
         let Some(name) = asked.and_then(|assigned| assigned.pool.as_ref()) else { return why };
-        self.wake(&format!("guest {guest}"));
+        self.wake(&format!("refused {guest}"));
         let Ok(pool) = self.pools().find(name) else { return why };
         let Ok(standings) = self.availability().of_pool(guest, pool) else { return why };
         let used = |address: &PciAddress| assigned.iter().any(|assigned| assigned.address == *address);
