@@ -317,15 +317,31 @@ impl Host {
         fs::rename(self.path("sys/bus/pci/drivers/vfio-pci"), self.path("hw/vfio-pci")).unwrap();
         let root = self.tree.root.display();
         let load = format!("load() {{ mv {root}/hw/vfio-pci {root}/sys/bus/pci/drivers/; }}");
-        let script = format!("#!/bin/sh\nunset LD_PRELOAD\n{load}\necho \"$@\" >{root}/modprobe.called\n{modprobe}\n");
-        let program = self.programs.get_or_init(|| tempfile::tempdir().unwrap()).path().join("modprobe");
+        self.program("modprobe", &format!("{load}\necho \"$@\" >{root}/modprobe.called\n{modprobe}"));
+    }
+
+    /// Installs an `ip` that brings interfaces up.
+    pub(crate) fn ip_works(&self) {
+        let root = self.tree.root.display();
+        self.program(
+            "ip",
+            &format!("[ \"$*\" = \"link set dev $4 up\" ] && echo 0x1003 >{root}/sys/class/net/$4/flags"),
+        );
+    }
+
+    /// Installs a shell script as `sbin/NAME`.
+    pub(crate) fn program(&self, name: &str, script: &str) {
+        // Not on the fake kernel.
+        let again = "[ -z \"$LD_PRELOAD\" ] || { unset LD_PRELOAD; exec \"$0\" \"$@\"; }";
+        let script = format!("#!/bin/sh\n{again}\n{script}\n");
+        let program = self.programs.get_or_init(|| tempfile::tempdir().unwrap()).path().join(name);
         // Through a child: a test thread that forks while the file is open for writing would make running it fail (ETXTBSY).
         let mut shell = Command::new("/bin/sh");
         let shell = shell.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(&program).stdin(Stdio::piped());
         let mut shell = shell.spawn().unwrap();
         shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
         assert!(shell.wait().unwrap().success());
-        symlink(program, self.path("sbin/modprobe")).unwrap();
+        symlink(program, self.path("sbin").join(name)).unwrap();
     }
 
     pub(crate) fn add(&self, device: Device) {
@@ -609,9 +625,19 @@ impl Host {
         self.hook_with(&[guest, operation, if end { "end" } else { "begin" }, "-"], xml.as_bytes())
     }
 
+    /// The admin's command, still to be called.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Call<'_> {
+        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, b"")
+    }
+
     /// The admin's command.
     pub(crate) fn vfpool(&self, arguments: &[&str]) -> Outcome {
-        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, b"").run()
+        self.command(arguments).run()
+    }
+
+    /// The helper as udev's rules run it.
+    pub(crate) fn udev(&self, arguments: &[&str]) -> Outcome {
+        self.call(env!("CARGO_BIN_EXE_vfpool-device"), arguments, b"").run()
     }
 
     pub(crate) fn prepare(&self, guest: &str, xml: &str) -> Outcome {

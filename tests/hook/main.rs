@@ -9,6 +9,7 @@ mod input;
 mod kills;
 mod parser;
 mod plain;
+mod pools;
 mod races;
 mod refusals;
 mod sriov;
