@@ -136,7 +136,8 @@ impl Events<'_> {
         Ok((functions, missing))
     }
 
-    /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is.
+    /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is. A reservation that was
+    /// not used in time counts no more, and needs no other guest's turn: two guests may want each other's.
     fn owner(
         &self,
         address: PciAddress,
@@ -156,6 +157,9 @@ impl Events<'_> {
             let runs = process::qemu(self.host, &owner).is_some();
             return Ok(runs.then_some(Owner { guest: owner, state: OwnerState::InUse, held: None }));
         };
+        if lease.is_over(self.host) {
+            return Ok(None);
+        }
         let state = if lease.is_in_use(self.host, &owner) {
             OwnerState::InUse
         } else if !recovered.contains_key(&owner) {
