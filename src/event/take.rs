@@ -189,7 +189,7 @@ fn write_new(
     let carried = taken.into_iter().flat_map(|lease| &lease.devices);
     let carried = carried.filter(|old| devices.iter().all(|new| new.address != old.address));
     let lease = make(carried.chain(devices).cloned().collect());
-    if own == Some(&lease) {
+    if taken == Some(&lease) {
         return Ok(());
     }
     locked.write(guest, &lease).inspect_err(|_| {
