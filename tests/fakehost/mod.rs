@@ -620,7 +620,12 @@ impl Host {
 
     /// The admin's command.
     pub(crate) fn vfpool(&self, arguments: &[&str]) -> Outcome {
-        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, b"").run()
+        self.vfpool_with(arguments, b"").run()
+    }
+
+    /// The admin's command with this on standard input.
+    pub(crate) fn vfpool_with(&self, arguments: &[&str], input: &[u8]) -> Call<'_> {
+        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, input)
     }
 
     pub(crate) fn prepare(&self, guest: &str, xml: &str) -> Outcome {

@@ -12,5 +12,7 @@ mod parser;
 mod plain;
 mod races;
 mod refusals;
+mod requests;
+mod resolve;
 mod sriov;
 mod trouble;
