@@ -15,13 +15,13 @@ use nix::errno::Errno;
 use std::cell::Cell;
 use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const VFIO_PCI: &str = "vfio-pci";
+/// The kernel's own driver that gives a device to VFIO.
+pub const VFIO_PCI: &str = "vfio-pci";
 
 /// The PF's switch for host drivers on new VFs, from kernel 4.12 on.
-const AUTOPROBE: &str = "sriov_drivers_autoprobe";
+pub const AUTOPROBE: &str = "sriov_drivers_autoprobe";
 
 /// Moves devices on one host.
 pub struct Mover<'a> {
@@ -31,8 +31,8 @@ pub struct Mover<'a> {
     pub store: &'a Store<'a>,
     /// Where each change is told.
     pub log: &'a Log,
-    /// The guest for which it is done; for the log only.
-    pub guest: &'a str,
+    /// For whom it is done (`guest 'web'`); for the log only.
+    pub user: String,
     /// How long each step may take.
     pub limit: Duration,
     /// Set once a write was left behind hanging in the kernel: what it does, it may still do at any later time.
@@ -62,8 +62,7 @@ impl Mover<'_> {
     pub fn give_back(&self, held: &Held, libvirt_done: bool) -> Result<bool> {
         let Some(device) = self.find(held)? else {
             if held.role != Role::Vf {
-                self.log
-                    .warning(format_args!("{} of guest '{}' is gone; nothing to give back", held.address, self.guest));
+                self.log.warning(format_args!("{} of {} is gone; nothing to give back", held.address, self.user));
             }
             return Ok(true);
         };
@@ -82,11 +81,15 @@ impl Mover<'_> {
     }
 
     fn write(&self, path: &Path, value: &str) -> Result<()> {
-        self.try_write(path, value).map_err(|cause| sysfs::write_error(path, value, self.limit, &cause))
+        self.write_within(path, value, self.limit)
     }
 
-    fn try_write(&self, path: &Path, value: &str) -> io::Result<()> {
-        sysfs::write(path, value, self.limit).inspect_err(|cause| {
+    fn write_within(&self, path: &Path, value: &str, limit: Duration) -> Result<()> {
+        self.try_write(path, value, limit).map_err(|cause| sysfs::write_error(path, value, limit, &cause))
+    }
+
+    fn try_write(&self, path: &Path, value: &str, limit: Duration) -> io::Result<()> {
+        sysfs::write(path, value, limit).inspect_err(|cause| {
             if cause.kind() == io::ErrorKind::TimedOut {
                 self.hangs.set(true);
             }
@@ -98,17 +101,8 @@ impl Mover<'_> {
             return Ok(());
         }
         self.load_vfio()?;
+        self.probe_vfio(device)?;
         let address = device.address;
-        let folder = self.host.device(address);
-        if let Some(current) = &device.driver_override {
-            if current.as_deref() != Some(VFIO_PCI) {
-                self.write(&folder.join("driver_override"), VFIO_PCI)?;
-            }
-            self.unbind(device)?;
-            self.write(&self.host.drivers_probe(), &address.to_string())?;
-        } else {
-            self.bind_by_id(device)?;
-        }
         if held.role == Role::Sibling && device.driver.is_none() && sysfs::driver_of(self.host, address)?.is_none() {
             // VFIO is content with a sibling that has no driver; some devices vfio-pci does not take.
             self.log.warning(format_args!("{address}: {VFIO_PCI} does not take it; it stays on no driver"));
@@ -116,12 +110,23 @@ impl Mover<'_> {
         }
         self.expect_driver(address, Some(VFIO_PCI))?;
         self.log.info(format_args!(
-            "{address}: {} -> {VFIO_PCI} ({}, guest '{}')",
-            device.driver.as_deref().unwrap_or("no driver"),
+            "{address}: {} -> {VFIO_PCI} ({}, {})",
+            name(device.driver.as_deref()),
             if held.role == Role::Sibling { "sibling" } else { "unmanaged" },
-            self.guest
+            self.user
         ));
         Ok(())
+    }
+
+    /// Takes a device off its driver and offers it to vfio-pci, which has to be loaded. A device that has an override keeps
+    /// the new one: until somebody clears it, no host driver takes the device.
+    pub fn probe_vfio(&self, device: &Device) -> Result<()> {
+        let Some(current) = &device.driver_override else { return self.bind_by_id(device) };
+        if current.as_deref() != Some(VFIO_PCI) {
+            self.write(&self.host.device(device.address).join("driver_override"), VFIO_PCI)?;
+        }
+        self.unbind(device)?;
+        self.write(&self.host.drivers_probe(), &device.address.to_string())
     }
 
     /// For kernels without `driver_override`. `new_id` makes vfio-pci take every device of this kind that has no driver, so
@@ -133,7 +138,7 @@ impl Mover<'_> {
         let before = sysfs::names(&driver)?;
         self.unbind(device)?;
         let new_id = driver.join("new_id");
-        let added = match self.try_write(&new_id, &id) {
+        let added = match self.try_write(&new_id, &id, self.limit) {
             Ok(()) => true,
             Err(cause) if cause.raw_os_error() == Some(Errno::EEXIST as i32) => false,
             Err(cause) => return Err(sysfs::write_error(&new_id, &id, self.limit, &cause)),
@@ -157,7 +162,7 @@ impl Mover<'_> {
     fn unbind(&self, device: &Device) -> Result<()> {
         let Some(driver) = &device.driver else { return Ok(()) };
         let unbind = self.host.driver(driver).join("unbind");
-        match self.try_write(&unbind, &device.address.to_string()) {
+        match self.try_write(&unbind, &device.address.to_string(), self.limit) {
             Ok(()) => Ok(()),
             // Somebody else was faster.
             Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
@@ -176,9 +181,9 @@ impl Mover<'_> {
                 return Ok(false);
             }
             self.log.warning(format_args!(
-                "{address} was {} before guest '{}' and is {} now; somebody else has moved it, so it stays",
+                "{address} was {} before {} and is {} now; somebody else has moved it, so it stays",
                 on(wanted),
-                self.guest,
+                self.user,
                 on(current)
             ));
             return Ok(false);
@@ -204,12 +209,7 @@ impl Mover<'_> {
                 .map_err(|error| error.during(format_args!("Cannot give {address} back to {driver}")))?;
         }
         self.expect_driver(address, wanted)?;
-        self.log.info(format_args!(
-            "{address}: {} -> {} (given back by guest '{}')",
-            name(current),
-            name(wanted),
-            self.guest
-        ));
+        self.log.info(format_args!("{address}: {} -> {} (given back by {})", name(current), name(wanted), self.user));
         Ok(true)
     }
 
@@ -233,7 +233,7 @@ impl Mover<'_> {
     fn bind_host(&self, device: &Device, driver: &str, held: &Held) -> Result<()> {
         let bind = self.host.driver(driver).join("bind");
         let address = device.address.to_string();
-        match self.try_write(&bind, &address) {
+        match self.try_write(&bind, &address, self.limit) {
             Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) && device.driver_override.is_some() => {
                 self.write(&self.host.device(device.address).join("driver_override"), driver)?;
                 let bound = self.write(&bind, &address);
@@ -257,7 +257,7 @@ impl Mover<'_> {
         if held.drivers_autoprobe == Some(true)
             && sysfs::device(self.host, pf.address)?.is_some_and(|pf| pf.drivers_autoprobe == Some(false))
         {
-            self.write(&self.host.device(pf.address).join(AUTOPROBE), "1")?;
+            self.set_autoprobe(pf.address, true)?;
         }
         made
     }
@@ -273,15 +273,23 @@ impl Mover<'_> {
             )));
         }
         if pf.drivers_autoprobe == Some(true) {
-            self.write(&self.host.device(pf.address).join(AUTOPROBE), "0")?;
+            self.set_autoprobe(pf.address, false)?;
         }
         self.set_numvfs(pf, held.numvfs)
     }
 
-    fn set_numvfs(&self, pf: &Device, count: u32) -> Result<()> {
-        self.write(&self.host.device(pf.address).join("sriov_numvfs"), &count.to_string())?;
-        self.log.info(format_args!("{}: {} VFs -> {count} (guest '{}')", pf.address, pf.numvfs, self.guest));
+    /// Sets the number of a PF's VFs. Each VF is a step of its own for the kernel; with a hundred it takes long.
+    pub fn set_numvfs(&self, pf: &Device, count: u32) -> Result<()> {
+        let limit = self.limit + Duration::from_secs(pf.numvfs.max(count).into());
+        let path = self.host.device(pf.address).join("sriov_numvfs");
+        self.write_within(&path, &count.to_string(), limit)?;
+        self.log.info(format_args!("{}: {} VFs -> {count} ({})", pf.address, pf.numvfs, self.user));
         Ok(())
+    }
+
+    /// Keeps host drivers from new VFs of a PF, or lets them.
+    pub fn set_autoprobe(&self, pf: PciAddress, value: bool) -> Result<()> {
+        self.write(&self.host.device(pf).join(AUTOPROBE), if value { "1" } else { "0" })
     }
 
     fn expect_driver(&self, address: PciAddress, wanted: Option<&str>) -> Result<()> {
@@ -295,36 +303,23 @@ impl Mover<'_> {
         )))
     }
 
-    /// Loads vfio-pci unless it is there. modprobe gets none of our fds: libvirt waits for the end of each.
-    fn load_vfio(&self) -> Result<()> {
-        if self.host.driver(VFIO_PCI).exists() {
+    /// Loads vfio-pci unless it is there.
+    pub fn load_vfio(&self) -> Result<()> {
+        let driver = self.host.driver(VFIO_PCI);
+        if driver.exists() {
             return Ok(());
         }
         let modprobe = self.host.path("sbin/modprobe");
-        let failed =
-            |why: &str| Error::new(format!("Cannot load the module {VFIO_PCI} with {}: {why}", modprobe.display()));
-        let mut child = Command::new(&modprobe)
-            .args(["-b", VFIO_PCI])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|cause| failed(&cause.to_string()))?;
-        let deadline = Instant::now() + self.limit;
-        loop {
-            match child.try_wait().map_err(|cause| failed(&cause.to_string()))? {
-                Some(status) if status.success() && self.host.driver(VFIO_PCI).exists() => {
-                    self.log.info(format_args!("module {VFIO_PCI} loaded (guest '{}')", self.guest));
-                    return Ok(());
-                }
-                Some(status) => return Err(failed(&format!("{status}, and the driver is not there; try it by hand"))),
-                None if Instant::now() >= deadline => {
-                    let _ = child.kill();
-                    return Err(failed(&format!("it has not ended for {} s", self.limit.as_secs_f32())));
-                }
-                None => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
+        let result = process::run(&modprobe, &["-b", VFIO_PCI], self.limit);
+        let result = result.and_then(|status| {
+            let is_there = status.success() && driver.exists();
+            if is_there { Ok(()) } else { Err(format!("{status}, and the driver is not there; try it by hand")) }
+        });
+        result.map_err(|why| {
+            Error::new(format!("Cannot load the module {VFIO_PCI} with {}: {why}", modprobe.display()))
+        })?;
+        self.log.info(format_args!("module {VFIO_PCI} loaded ({})", self.user));
+        Ok(())
     }
 }
 

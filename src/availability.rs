@@ -38,7 +38,7 @@ impl fmt::Display for Standing {
         match self {
             Self::Free => f.write_str("free"),
             Self::Missing => f.write_str("missing"),
-            Self::Leased { guest } => write!(f, "guest '{guest}' has it"),
+            Self::Leased { guest } => write!(f, "guest '{guest}'"),
             Self::Needed { by } => f.write_str(by),
         }
     }

@@ -187,12 +187,12 @@ impl<'a> Events<'a> {
         self.store.turn(guest, self.settings.deadline())
     }
 
-    fn mover<'b>(&'b self, guest: &'b str) -> Mover<'b> {
+    fn mover(&self, guest: &str) -> Mover<'_> {
         Mover {
             host: self.host,
             store: &self.store,
             log: self.log,
-            guest,
+            user: format!("guest '{guest}'"),
             limit: self.settings.deadline(),
             hangs: Cell::new(false),
         }

@@ -5,6 +5,7 @@
 //! | `lock` | held for the short while in which leases are compared and written; never while a device is moved |
 //! | `turns/GUEST` | held through an event of this guest, so that two never work on the same devices |
 //! | `editing` | held by the one process that edits definitions through libvirt; no hook ever takes it |
+//! | `pfs/ADDRESS` | held while the VFs of this PF are made and bound |
 //! | `leases/GUEST` | what the guest holds and how it was found: all that is needed to give it back |
 //! | `claims/ADDRESS` | link to the lease that owns this device now |
 //! | `attention/GUEST` | why something could not be given back |
@@ -196,7 +197,7 @@ pub struct Store<'a> {
     log: &'a Log,
 }
 
-/// The right to handle one guest's devices; ends when dropped (and when each child that still has a write hanging ended).
+/// The right to handle one guest's devices, or one PF's VFs; ends when dropped (and when each child that still has a write hanging ended).
 pub struct Turn(#[allow(dead_code)] File);
 
 /// The right to compare and write leases. Only through it can any record be changed.
@@ -265,6 +266,11 @@ impl<'a> Store<'a> {
         let path = self.host.state().join("editing");
         let why = || Error::new(format!("Another vfpool has been editing definitions for {} s", limit.as_secs()));
         lock_file(&path, limit)?.map(Turn).ok_or_else(why)
+    }
+
+    /// Waits for others that make or bind the VFs of this PF, and keeps new ones off. `None` if they are not done in time.
+    pub fn turn_of_pf(&self, pf: PciAddress, limit: Duration) -> Result<Option<Turn>> {
+        Ok(lock_file(&self.path("pfs", &pf.to_string()), limit)?.map(Turn))
     }
 
     /// Waits for the lock.

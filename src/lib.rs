@@ -12,6 +12,7 @@
 //! | [`availability`] | whether a guest could have a device now, and who has it if not |
 //! | [`plan`] | pure: facts and leases in, a lease to take or a refusal out |
 //! | [`apply`] | one device taken off its driver, or given back to it |
+//! | [`setup`] | the VFs of the pools made, and ready for guests |
 //! | [`event`] | one function for each thing that happens to a guest |
 //! | [`virsh`], [`definition`], [`assign`] | libvirt by its command, the guests' persistent definitions, who should point where |
 //! | [`parking`], [`start`], [`request`], [`reconcile`] | what is done to definitions, by systemd and by the admin |
@@ -40,6 +41,7 @@ pub mod queue;
 pub mod reconcile;
 pub mod request;
 pub mod settings;
+pub mod setup;
 pub mod start;
 pub mod sysfs;
 pub mod virsh;

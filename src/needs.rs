@@ -328,7 +328,8 @@ fn is_node(path: &str, disk: &str) -> bool {
     path.strip_prefix("/dev/").is_some_and(|name| name == disk.replace('!', "/"))
 }
 
-fn is_up(netdev: &Path) -> Result<bool> {
+/// Whether a network interface, given by its folder, is up.
+pub fn is_up(netdev: &Path) -> Result<bool> {
     const IFF_UP: u32 = 1;
     let Some(flags) = sysfs::read_optional(&netdev.join("flags"))? else { return Ok(false) };
     Ok(hex(&flags).is_none_or(|flags| flags & IFF_UP != 0))

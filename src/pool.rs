@@ -16,6 +16,7 @@
 //! Source: libvirt `docs/formatnetwork.rst`, "Using an SR-IOV pool".
 
 mod file;
+mod network;
 
 use crate::address::PciAddress;
 use crate::error::{Error, Result};
@@ -138,7 +139,7 @@ impl PfName {
     fn address(&self, host: &Host) -> Option<PciAddress> {
         match self {
             Self::Address(address) => Some(*address),
-            Self::Netdev(name) => sysfs::link_name(&host.netdev(name).join("device")).ok()??.parse().ok(),
+            Self::Netdev(name) => sysfs::function_of(host, name),
         }
     }
 }
@@ -275,11 +276,10 @@ impl Pool {
     pub fn pfs(&self, host: &Host) -> Vec<Result<Pf>> {
         let resolved: Vec<(&Line, Result<Pf>)> =
             self.lines.iter().filter_map(|line| Some((line, line.pf(host)?))).collect();
-        let is_at = |line: &Line, pf: &Pf| matches!(&line.members, Members::VfsOf { pf: name, .. } if name.address(host) == Some(pf.address));
         let checked = resolved.into_iter().map(|(line, pf)| {
             let pf = pf?;
             let before = self.lines.iter().take_while(|other| other.at != line.at);
-            match self.earlier.iter().chain(before).find(|other| is_at(other, &pf)) {
+            match self.earlier.iter().chain(before).find(|other| other.is_pf(host, pf.address)) {
                 Some(other) => Err(overlap(line, pf.address, other)),
                 None => Ok(pf),
             }
@@ -291,6 +291,11 @@ impl Pool {
     pub fn has_member(&self, host: &Host, device: &Device) -> bool {
         let has = |lines: &[Line]| lines.iter().any(|line| line.has_member(host, device));
         has(&self.lines) && !has(&self.earlier)
+    }
+
+    /// Whether the VFs of this PF are in this pool.
+    pub fn has_pf(&self, host: &Host, address: PciAddress) -> bool {
+        self.lines.iter().any(|line| line.is_pf(host, address))
     }
 
     /// Its members as they are now, each once: the VFs in the order of the PFs and of their own numbers, then the explicit
@@ -314,15 +319,25 @@ impl Pool {
             }
             None => true,
         });
-        for line in &self.lines {
-            let Members::Function(address) = line.members else { continue };
-            match self.function(host, line, address) {
-                Ok(true) => members.push(address),
-                Ok(false) => {}
+        for function in self.functions(host) {
+            match function {
+                Ok(address) => members.push(address),
                 Err(error) => errors.push(error),
             }
         }
         (members, errors)
+    }
+
+    /// The explicit addresses that make members.
+    pub fn functions(&self, host: &Host) -> Vec<Result<PciAddress>> {
+        let function = |line: &Line| match line.members {
+            Members::Function(address) => match self.function(host, line, address) {
+                Ok(is_member) => is_member.then_some(Ok(address)),
+                Err(error) => Some(Err(error)),
+            },
+            Members::VfsOf { .. } => None,
+        };
+        self.lines.iter().filter_map(function).collect()
     }
 
     /// Whether an explicit address makes a member; `Ok(false)`: it is one without that.
@@ -345,6 +360,10 @@ impl Pool {
 }
 
 impl Line {
+    fn is_pf(&self, host: &Host, address: PciAddress) -> bool {
+        matches!(&self.members, Members::VfsOf { pf, .. } if pf.address(host) == Some(address))
+    }
+
     fn is_function(&self, address: PciAddress) -> bool {
         matches!(self.members, Members::Function(function) if function == address)
     }
@@ -517,7 +536,7 @@ mod tests {
                 "Cannot use x.xml: it is no XML at line 2: it ends before its elements do",
             ),
             ("<pool>\n</name>".into(), "it is no XML at line 2"),
-            (with("<pf dev='eth3'"), "it is no XML at line"),
+            (with("<pf dev='eth3'"), "line 4: error while parsing attribute"),
             (with("<pf dev='eth3' vfs=7/>"), "line 4: "),
         ] {
             let (members, errors) = members(&[("x.xml", &text), ("z.xml", &pool("good", "<pf dev='eth3'/>"))]);

@@ -1,5 +1,5 @@
 //! Processes that decide whether a lease is still good: the libvirtd that starts a guest, the guest's QEMU, whoever has
-//! a VFIO group open.
+//! a VFIO group open. And programs of the host that do what no file in /sys can.
 
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -7,6 +7,8 @@ use crate::sysfs;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 /// One process, also after its pid was given to another: told apart by its start time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +82,27 @@ pub fn qemu(host: &Host, guest: &str) -> Option<Process> {
     let pid_file = host.path("run/libvirt/qemu").join(format!("{guest}.pid"));
     let pid = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
     Process::with_pid(host, pid)
+}
+
+/// Runs a program and waits for its end, at most for `limit`. It gets none of our fds: libvirt waits for the end of each.
+///
+/// # Errors
+/// Why it has no exit status, for the caller's own line.
+pub fn run(program: &Path, arguments: &[&str], limit: Duration) -> std::result::Result<ExitStatus, String> {
+    let mut command = Command::new(program);
+    let command = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(|cause| cause.to_string())?;
+    let deadline = Instant::now() + limit;
+    loop {
+        match child.try_wait().map_err(|cause| cause.to_string())? {
+            Some(status) => return Ok(status),
+            None if Instant::now() >= deadline => {
+                let _ = child.kill();
+                return Err(format!("it has not ended for {} s", limit.as_secs_f32()));
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
 }
 
 /// Pid and name of a process that has the VFIO group open. The group's device node is exclusive, and opening it to

@@ -140,6 +140,17 @@ pub fn vfs_of(host: &Host, pf: PciAddress) -> Result<Vec<PciAddress>> {
     Ok(vfs)
 }
 
+/// How many VFs a PF can have.
+pub fn totalvfs(host: &Host, pf: PciAddress) -> Result<u32> {
+    let path = host.device(pf).join("sriov_totalvfs");
+    number(&path, &read(&path)?)
+}
+
+/// The PCI function that a network interface belongs to, if it is there and belongs to one.
+pub fn function_of(host: &Host, netdev: &str) -> Option<PciAddress> {
+    link_name(&host.netdev(netdev).join("device")).ok()??.parse().ok()
+}
+
 /// Writes a value to an attribute: opened for writing only, never created or truncated, in one write(2), and given up
 /// after `limit`. The error is the kernel's; [`write_error`] puts it into words.
 pub fn write(path: &Path, value: &str, limit: Duration) -> io::Result<()> {

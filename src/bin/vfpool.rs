@@ -10,8 +10,10 @@ use vfpool::event::Events;
 use vfpool::host::Host;
 use vfpool::lease::Store;
 use vfpool::log::Log;
+use vfpool::queue::Queue;
 use vfpool::reconcile;
 use vfpool::request::Requests;
+use vfpool::setup::Setup;
 use vfpool::start::{self, Options};
 use vfpool::virsh::Virsh;
 
@@ -74,6 +76,19 @@ enum Command {
         #[arg(long, required = true)]
         config: bool,
     },
+    /// Make the VFs of the pools and have them on vfio-pci
+    ///
+    /// Brings each PF to the number of VFs that its pool asks for, and its network interface up. VFs that a guest or the
+    /// host has are left alone.
+    #[command(after_help = "Example: vfpool setup eth3 0000:04:00.0")]
+    Setup {
+        /// Only these PFs, each by its network interface or PCI address
+        #[arg(conflicts_with = "queued")]
+        pf: Vec<String>,
+        /// Also forget what udev has noted: all of it is done now
+        #[arg(long)]
+        queued: bool,
+    },
 }
 
 #[derive(clap::Args)]
@@ -135,6 +150,7 @@ fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
         Command::List => list(host, log),
         Command::Reconcile { queued: true } => reconcile::queued(host, log),
         Command::Reconcile { queued: false } => all(reconcile::once(host, log)?),
+        Command::Setup { pf, queued } => setup(host, log, pf, *queued),
         Command::Start(arguments) => {
             start::start(host, &Events::new(host, log), &arguments.guest, &arguments.options())
         }
@@ -166,6 +182,19 @@ fn rewrite(events: &Events) -> Result<()> {
     let resolved = events.resolve(&guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     let written = io::stdout().write_all(resolved.as_ref().unwrap_or(&xml));
     written.map_err(|cause| Error::new(format!("Cannot write the XML: {cause}")))
+}
+
+fn setup(host: &Host, log: &Log, pfs: &[String], queued: bool) -> Result<()> {
+    if queued {
+        // First: what comes while we are at work is work again.
+        Queue::Setup.take(host)?;
+    }
+    let setup = Setup::new(host, log);
+    let report = if pfs.is_empty() { setup.all() } else { setup.pfs(pfs) };
+    for warning in &report.warnings {
+        eprintln!("vfpool: warning: {warning}");
+    }
+    all(report.failures)
 }
 
 fn list(host: &Host, log: &Log) -> Result<()> {

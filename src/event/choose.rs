@@ -179,7 +179,9 @@ impl Events<'_> {
         let used = |address: &PciAddress| assigned.iter().any(|assigned| assigned.address == *address);
         let free = standings.iter().find(|(address, standing)| *standing == Standing::Free && !used(address));
         let Some((free, _)) = free else {
-            return Error::new(format!("{}. {}", sentence(&why), held(pool, &standings)));
+            let is_told = standings.iter().any(|(address, _)| Some(*address) == device);
+            let held = held(pool, &standings);
+            return Error::new(if is_told { held } else { format!("{}. {held}", sentence(&why)) });
         };
         let then = match pool.on_busy {
             OnBusy::Refuse => {
@@ -220,7 +222,7 @@ fn sentence(why: &Error) -> String {
 /// Who has the devices of a pool of which none is free.
 fn held(pool: &Pool, standings: &[(PciAddress, Standing)]) -> String {
     if standings.is_empty() {
-        return format!("Pool '{}' has no devices now; run `vfpool setup` to see why", pool.name);
+        return format!("pool '{}' has no devices now; run `vfpool setup` to see why", pool.name);
     }
     let named: Vec<String> =
         standings.iter().take(NAMED).map(|(address, standing)| format!("{address} ({standing})")).collect();
@@ -228,5 +230,5 @@ fn held(pool: &Pool, standings: &[(PciAddress, Standing)]) -> String {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    format!("No device of pool '{}' is free: {}{more}. Stop one of its guests first", pool.name, named.join(", "))
+    format!("no device of pool '{}' is free: {}{more}. Stop one of these first", pool.name, named.join(", "))
 }

@@ -68,9 +68,9 @@ enum Vfio {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PfXml {
+pub(super) struct PfXml {
     #[serde(rename = "@dev")]
-    dev: Option<String>,
+    pub(super) dev: Option<String>,
     #[serde(rename = "@address")]
     address: Option<PciAddress>,
     #[serde(rename = "@vfs", default)]
@@ -79,7 +79,7 @@ struct PfXml {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct AddressXml {
+pub(super) struct AddressXml {
     #[serde(rename = "@type")]
     #[allow(dead_code)]
     kind: Pci,
@@ -97,6 +97,12 @@ struct AddressXml {
 #[serde(rename_all = "lowercase")]
 enum Pci {
     Pci,
+}
+
+impl AddressXml {
+    pub(super) fn address(&self) -> Option<PciAddress> {
+        PciAddress::from_numbers(self.domain.0, self.bus.0, self.slot.0, self.function.0)
+    }
 }
 
 #[derive(Default)]
@@ -198,8 +204,7 @@ impl<'a> Parser<'a> {
                 }
                 "pf" => Some(self.pf(&start)?),
                 "address" => {
-                    let AddressXml { domain, bus, slot, function, .. } = self.attributes(&start)?;
-                    let address = PciAddress::from_numbers(domain.0, bus.0, slot.0, function.0);
+                    let address = self.attributes::<AddressXml>(&start)?.address();
                     let why = "its numbers are no PCI address: bus to 0xff, slot to 0x1f, function to 7. Mend it";
                     Some(Members::Function(address.ok_or_else(|| at.error(why))?))
                 }
