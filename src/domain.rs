@@ -166,11 +166,19 @@ impl<'a> Domain<'a> {
 
     /// The PCI devices, each once.
     pub fn assigned(&self) -> Vec<Assigned> {
+        self.assigned_with(&[])
+    }
+
+    /// The PCI devices, each once, with other source addresses for these.
+    pub fn assigned_with(&self, changes: &[(&Device, PciAddress)]) -> Vec<Assigned> {
         let mut assigned: Vec<Assigned> = Vec::new();
         for device in &self.devices {
-            if !assigned.iter().any(|other| other.address == device.address) {
+            // Two may have the same address now.
+            let change = changes.iter().find(|(changed, _)| std::ptr::eq(*changed, device));
+            let address = change.map_or(device.address, |(_, address)| *address);
+            if !assigned.iter().any(|other| other.address == address) {
                 let pool = self.request_for(device).map(|request| request.pool.clone());
-                assigned.push(Assigned { address: device.address, managed: device.managed, pool });
+                assigned.push(Assigned { address, managed: device.managed, pool });
             }
         }
         assigned

@@ -12,6 +12,7 @@ use crate::parked::Parked;
 use crate::plan::Refusal;
 use crate::pool::{OnBusy, Pool};
 use crate::queue::Queue;
+use crate::sysfs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -44,12 +45,7 @@ impl Events<'_> {
         let mut refused = BTreeMap::new();
         loop {
             let chosen = self.choose(guest, &domain, &refused)?;
-            let at = |address: PciAddress| {
-                let new = chosen.iter().find(|(device, _)| device.address == address);
-                new.map_or(address, |(_, new)| *new)
-            };
-            let assigned: Vec<Assigned> =
-                domain.assigned().into_iter().map(|old| Assigned { address: at(old.address), ..old }).collect();
+            let assigned = domain.assigned_with(&chosen);
             let reserve = |devices: Vec<Held>| Lease::reservation(self.host, RESERVED, devices);
             match self.record(guest, &assigned, reserve) {
                 Ok(_) => return Ok(Some(domain.with_addresses(&chosen))),
@@ -90,21 +86,33 @@ impl Events<'_> {
             .filter_map(|request| Some((domain.device_for(request)?, self.pools().find(&request.pool))))
             .map(|(device, pool)| Ok((device, pool?)))
             .collect::<Result<_>>()?;
-        let is_pooled = |device: &Device| pooled.iter().any(|(pooled, _)| pooled.address == device.address);
+        let is_pooled = |device: &Device| pooled.iter().any(|(pooled, _)| std::ptr::eq(*pooled, device));
         let mut used: BTreeSet<PciAddress> =
             domain.devices.iter().filter(|device| !is_pooled(device)).map(|device| device.address).collect();
+        let is_free = |address: PciAddress, used: &BTreeSet<PciAddress>| {
+            Ok(!refused.contains_key(&address)
+                && !used.contains(&address)
+                && availability.of(guest, address)? == Standing::Free)
+        };
+        // First those that can stay, so that none of the others gets their device.
         let mut chosen = Vec::new();
+        let mut open = Vec::new();
         for (device, pool) in pooled {
-            let is_free = |address: PciAddress| {
-                Ok(!refused.contains_key(&address)
-                    && !used.contains(&address)
-                    && availability.of(guest, address)? == Standing::Free)
-            };
+            let is_member =
+                sysfs::identity(self.host, device.address)?.is_some_and(|found| pool.has_member(self.host, &found));
+            if is_member && is_free(device.address, &used)? {
+                used.insert(device.address);
+                chosen.push((device, device.address));
+            } else {
+                open.push((device, pool));
+            }
+        }
+        for (device, pool) in open {
             let (mut members, _) = pool.members(self.host);
-            members.sort_by_key(|address| (*address != device.address, parked.by_other_than(guest, *address)));
+            members.sort_by_cached_key(|address| parked.by_other_than(guest, *address));
             let mut free = None;
             for address in members {
-                if is_free(address)? {
+                if is_free(address, &used)? {
                     free = Some(address);
                     break;
                 }
@@ -125,8 +133,7 @@ impl Events<'_> {
                 Err(error) => _ = strangers.insert(*address, error),
                 Ok(pool) => {
                     // One that is not there is refused for that.
-                    if crate::sysfs::identity(self.host, *address)?
-                        .is_some_and(|device| !pool.has_member(self.host, &device))
+                    if sysfs::identity(self.host, *address)?.is_some_and(|device| !pool.has_member(self.host, &device))
                     {
                         strangers.insert(
                             *address,

@@ -136,7 +136,8 @@ impl Events<'_> {
         Ok((functions, missing))
     }
 
-    /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is.
+    /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is. A reservation that was
+    /// not used in time counts no more, and needs no other guest's turn: two guests may want each other's.
     fn owner(
         &self,
         address: PciAddress,
@@ -156,6 +157,9 @@ impl Events<'_> {
             let runs = process::qemu(self.host, &owner).is_some();
             return Ok(runs.then_some(Owner { guest: owner, state: OwnerState::InUse, held: None }));
         };
+        if lease.is_over(self.host) {
+            return Ok(None);
+        }
         let state = if lease.is_in_use(self.host, &owner) {
             OwnerState::InUse
         } else if !recovered.contains_key(&owner) {
@@ -185,7 +189,7 @@ fn write_new(
     let carried = taken.into_iter().flat_map(|lease| &lease.devices);
     let carried = carried.filter(|old| devices.iter().all(|new| new.address != old.address));
     let lease = make(carried.chain(devices).cloned().collect());
-    if own == Some(&lease) {
+    if taken == Some(&lease) {
         return Ok(());
     }
     locked.write(guest, &lease).inspect_err(|_| {

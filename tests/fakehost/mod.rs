@@ -3,10 +3,15 @@
 //! [`Host`] lays out `sys`, `proc`, `etc`, `run` and `dev` as the kernel and libvirt do; the library of `kernel.rs` makes
 //! the sysfs behave. A test describes its host, calls the hook as libvirt would, and compares [`Host::snapshot`]s.
 //!
-//! The library is an example of this package, which plain `cargo test` builds; `cargo test --test hook` alone does not.
+//! [`guests`] has its libvirt: definitions, pools, and a virsh.
+//!
+//! Library and virsh are examples of this package, which plain `cargo test` builds; `cargo test --test hook` alone does not.
 
+pub(crate) mod guests;
 #[allow(dead_code)] // the kernel uses the rest
 mod tree;
+#[allow(dead_code)] // virsh uses the rest
+mod xml;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -240,6 +245,9 @@ impl Running {
         if let Ok(panic) = fs::read_to_string(self.host.join("kernel.panic")) {
             panic!("the fake kernel has a bug: {panic}");
         }
+        if let Ok(bug) = fs::read_to_string(self.host.join("virsh.bug")) {
+            panic!("{bug}");
+        }
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let holds = fs::read_link(process.path().join("fd/0")).is_ok_and(|open| open == self.stdin);
             assert!(!holds, "a child that is left behind keeps stdin open: {}", process.path().display());
@@ -287,6 +295,7 @@ impl Host {
             "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n",
         );
         host.process(std::process::id(), 1, 100);
+        host.install();
         host
     }
 
@@ -638,6 +647,11 @@ impl Host {
     /// The helper as udev's rules run it.
     pub(crate) fn udev(&self, arguments: &[&str]) -> Outcome {
         self.call(env!("CARGO_BIN_EXE_vfpool-device"), arguments, b"").run()
+    }
+
+    /// The admin's command with this on standard input.
+    pub(crate) fn vfpool_with(&self, arguments: &[&str], input: &[u8]) -> Call<'_> {
+        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, input)
     }
 
     pub(crate) fn prepare(&self, guest: &str, xml: &str) -> Outcome {

@@ -51,13 +51,13 @@ impl Tree {
         fs::create_dir_all(self.path(below)).unwrap();
     }
 
-    /// A relative link at `at` to `to`, both below the root.
+    /// A relative link at `at` to `to`, both below the root. Its target ends in the name of `to`, as the kernel's do: also
+    /// where that is an ancestor of the link.
     pub(crate) fn link(&self, at: &str, to: &str) {
         self.folder(self.path(at).parent().unwrap());
         let up = Path::new(at).components().count() - 1;
-        // The target itself is always named, also from below it: `../../../0000:02:00.0`.
-        let above = Path::new(to).parent().unwrap();
-        let common = Path::new(at).components().zip(above.components()).take_while(|(a, b)| a == b).count();
+        let above = Path::new(to).parent().unwrap().components();
+        let common = Path::new(at).components().zip(above).take_while(|(a, b)| a == b).count();
         let mut target: PathBuf = (common..up).map(|_| Component::ParentDir).collect();
         target.extend(Path::new(to).components().skip(common));
         symlink(target, self.path(at)).unwrap_or_else(|cause| panic!("{at}: {cause}"));
@@ -118,6 +118,7 @@ impl Tree {
         self.put(&format!("{folder}/vendor"), format!("0x{vendor}\n"));
         self.put(&format!("{folder}/device"), format!("0x{device}\n"));
         self.put(&format!("{folder}/class"), format!("0x{:06x}\n", function.class));
+        self.put(&format!("{folder}/enable"), "0\n");
         self.link(&format!("{folder}/subsystem"), "sys/bus/pci");
         if function.has_override {
             self.put(&format!("{folder}/driver_override"), "(null)\n");
@@ -151,8 +152,10 @@ impl Tree {
         fs::remove_dir_all(self.path(folder)).unwrap();
     }
 
+    /// A host driver enables its device; vfio-pci does that only when somebody opens it.
     pub(crate) fn bind(&self, address: &str, driver: &str) {
         let folder = self.device(address).unwrap();
+        self.put(&format!("{folder}/enable"), if driver.contains("vfio") { "0\n" } else { "1\n" });
         let driver = format!("sys/bus/pci/drivers/{driver}");
         self.link(&format!("{driver}/{address}"), &folder);
         self.link(&format!("{folder}/driver"), &driver);
@@ -160,6 +163,7 @@ impl Tree {
 
     pub(crate) fn unbind(&self, address: &str) {
         let Some(driver) = self.driver(address) else { return };
+        self.put(&format!("{}/enable", self.device(address).unwrap()), "0\n");
         self.unlink(&format!("sys/bus/pci/devices/{address}/driver"));
         self.unlink(&format!("sys/bus/pci/drivers/{driver}/{address}"));
     }
