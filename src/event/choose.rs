@@ -224,8 +224,12 @@ fn held(pool: &Pool, standings: &[(PciAddress, Standing)]) -> String {
     if standings.is_empty() {
         return format!("pool '{}' has no devices now; run `vfpool setup` to see why", pool.name);
     }
-    let named: Vec<String> =
-        standings.iter().take(NAMED).map(|(address, standing)| format!("{address} ({standing})")).collect();
+    let who = |standing: &Standing| match standing {
+        Standing::Free => "this guest's other device".to_owned(),
+        standing => standing.to_string(),
+    };
+    let named = standings.iter().take(NAMED).map(|(address, standing)| format!("{address} ({})", who(standing)));
+    let named: Vec<String> = named.collect();
     let more = match standings.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
