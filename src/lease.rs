@@ -5,7 +5,7 @@
 //! | `lock` | held for the short while in which leases are compared and written; never while a device is moved |
 //! | `turns/GUEST` | held through an event of this guest, so that two never work on the same devices |
 //! | `editing` | held by the one process that edits definitions through libvirt; no hook ever takes it |
-//! | `pfs/ADDRESS` | held while the VFs of this PF are made and bound |
+//! | `pfs/ADDRESS` | held while the VFs of this PF are made and bound; shared by those that bind a single one |
 //! | `leases/GUEST` | what the guest holds and how it was found: all that is needed to give it back |
 //! | `claims/ADDRESS` | link to the lease that owns this device now |
 //! | `attention/GUEST` | why something could not be given back |
@@ -270,7 +270,14 @@ impl<'a> Store<'a> {
 
     /// Waits for others that make or bind the VFs of this PF, and keeps new ones off. `None` if they are not done in time.
     pub fn turn_of_pf(&self, pf: PciAddress, limit: Duration) -> Result<Option<Turn>> {
-        Ok(lock_file(&self.path("pfs", &pf.to_string()), limit)?.map(Turn))
+        let path = self.path("pfs", &pf.to_string());
+        Ok(lock_file(&path, limit)?.map(Turn))
+    }
+
+    /// The right to bind single VFs of this PF, which many may have at the same time, if nobody has the turn of the PF.
+    pub fn try_turn_of_vf(&self, pf: PciAddress) -> Result<Option<Turn>> {
+        let path = self.path("pfs", &pf.to_string());
+        Ok(lock_file_by(&path, Duration::ZERO, fs2::FileExt::try_lock_shared)?.map(Turn))
     }
 
     /// Waits for the lock.
@@ -409,6 +416,10 @@ impl Locked<'_> {
 
 /// Locks a file, made if need be; `None` if it is still locked by another when the limit is over.
 fn lock_file(path: &Path, limit: Duration) -> Result<Option<File>> {
+    lock_file_by(path, limit, fs2::FileExt::try_lock_exclusive)
+}
+
+fn lock_file_by(path: &Path, limit: Duration, try_lock: fn(&File) -> io::Result<()>) -> Result<Option<File>> {
     let mut open = File::options();
     open.write(true).create(true).truncate(false).mode(0o600);
     let file = match open.open(path) {
@@ -421,7 +432,7 @@ fn lock_file(path: &Path, limit: Duration) -> Result<Option<File>> {
     let file = file.map_err(|cause| Error::io("open", path, &cause))?;
     let deadline = Instant::now() + limit;
     loop {
-        match fs2::FileExt::try_lock_exclusive(&file) {
+        match try_lock(&file) {
             Ok(()) => return Ok(Some(file)),
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
             Err(cause) => return Err(Error::io("lock", path, &cause)),

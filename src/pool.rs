@@ -145,6 +145,11 @@ impl PfName {
 }
 
 impl Line {
+    /// Why it cannot be used.
+    fn error(&self, why: impl fmt::Display) -> Error {
+        Error::new(format!("Cannot use {} (pool '{}'): {why}", self.at, self.pool))
+    }
+
     fn has_member(&self, host: &Host, device: &Device) -> bool {
         match &self.members {
             Members::VfsOf { pf, .. } => device.physfn.is_some_and(|physfn| pf.address(host) == Some(physfn)),
@@ -166,10 +171,10 @@ impl Line {
         let Members::VfsOf { pf, vfs } = &self.members else { return None };
         let resolve = || {
             let address = pf.address(host).ok_or_else(|| match pf {
-                PfName::Netdev(name) if host.netdev(name).exists() => self.at.error(format_args!(
+                PfName::Netdev(name) if host.netdev(name).exists() => self.error(format_args!(
                     "the network interface {name} belongs to no PCI function. Name the interface of the card itself"
                 )),
-                PfName::Netdev(name) => self.at.error(format_args!(
+                PfName::Netdev(name) => self.error(format_args!(
                     "there is no network interface {name}. Put the card back, or name one that `ip link` shows, or its address"
                 )),
                 PfName::Address(_) => unreachable!("an address is where it is"),
@@ -178,17 +183,17 @@ impl Line {
             if !folder.exists() {
                 let why =
                     "there is no PCI function at this address. Put the card back, or name one that `lspci -D` shows";
-                return Err(self.at.error(why));
+                return Err(self.error(why));
             }
             if let Some(pf) = sysfs::link_name(&folder.join("physfn"))? {
-                return Err(self.at.error(format_args!("{address} is itself a VF. Name its PF, which is {pf}")));
+                return Err(self.error(format_args!("{address} is itself a VF. Name its PF, which is {pf}")));
             }
             if !folder.join("sriov_totalvfs").exists() {
                 let why = format!(
                     "{address} has no SR-IOV. Switch it on in the firmware and the card's settings, or list the function as \
                      <address>"
                 );
-                return Err(self.at.error(why));
+                return Err(self.error(why));
             }
             let netdev = match pf {
                 PfName::Netdev(name) => Some(name.clone()),
@@ -268,7 +273,7 @@ impl Pools {
 /// Two lines have the same member: what to tell of the later one.
 fn overlap(line: &Line, what: impl fmt::Display, other: &Line) -> Error {
     let pool = if line.pool == other.pool { String::new() } else { format!(" of pool '{}'", other.pool) };
-    line.at.error(format_args!("{what} is listed already by {}{pool}. Remove one of the two", other.at))
+    line.error(format_args!("{what} is listed already by {}{pool}. Remove one of the two", other.at))
 }
 
 impl Pool {
@@ -311,7 +316,7 @@ impl Pool {
         // An earlier pool may have single VFs of such a PF.
         members.retain(|member| match self.earlier.iter().find(|line| line.is_function(*member)) {
             Some(line) => {
-                errors.push(line.at.error(format_args!(
+                errors.push(line.error(format_args!(
                     "{member} is a VF of a PF of pool '{}', too; it is in pool '{}' only. Remove one of the two lines",
                     self.name, line.pool
                 )));
@@ -344,7 +349,7 @@ impl Pool {
     fn function(&self, host: &Host, line: &Line, address: PciAddress) -> Result<bool> {
         let Some(device) = sysfs::identity(host, address)? else {
             let why = "there is no PCI function at this address. Put the card back, or name one that `lspci -D` shows";
-            return Err(line.at.error(why));
+            return Err(line.error(why));
         };
         if let Some(other) = self.earlier.iter().find(|other| other.has_member(host, &device)) {
             return Err(overlap(line, address, other));
@@ -521,11 +526,17 @@ mod tests {
             (with(&address("01", "20", "0")), "line 4: its numbers are no PCI address"),
             (
                 with("<pf dev='eth3'/>\n<pf dev='eth3' vfs='2'/>"),
-                "Cannot use <pf dev='eth3' vfs='2'> in x.xml line 5: it is listed already by <pf dev='eth3'> in x.xml line 4. \
+                "Cannot use <pf dev='eth3' vfs='2'> in x.xml line 5 (pool 'x'): it is listed already by <pf dev='eth3'> in x.xml line 4. \
                  Remove one of the two",
             ),
-            (with("<pf address='01:00.0'/>\n<pf address='0000:01:00.0'/>"), "line 5: it is listed already by"),
-            (with(&format!("{0}\n{0}", address("01", "10", "0"))), "line 5: it is listed already by <address"),
+            (
+                with("<pf address='01:00.0'/>\n<pf address='0000:01:00.0'/>"),
+                "line 5 (pool 'x'): it is listed already by",
+            ),
+            (
+                with(&format!("{0}\n{0}", address("01", "10", "0"))),
+                "line 5 (pool 'x'): it is listed already by <address",
+            ),
             (
                 with("<pf dev='eth3'/>") + "<pool/>",
                 "<pool> in x.xml line 7: this element is not known here; one file is",
@@ -582,7 +593,7 @@ mod tests {
             let (members, errors) = members(&[("x.xml", &pool("x", &format!("<pf dev='eth3'/>\n{line}")))]);
             assert_eq!(members, [format!("x: {rest}")], "{line}");
             assert_eq!(errors.len(), 1, "{line}: {errors:?}");
-            let (text, at) = (&errors[0], "in x.xml line 5: ");
+            let (text, at) = (&errors[0], "in x.xml line 5 (pool 'x'): ");
             assert!(text.contains(message) && text.contains(at), "{message} is not in {text}");
         }
     }
@@ -597,19 +608,19 @@ mod tests {
                 "<pf dev='eth3'/>",
                 format!("{nvme}\n<pf dev='eth3'/>"),
                 ["a: 0000:01:10.0 0000:01:10.2", "b: 0000:04:00.1"],
-                "Cannot use <pf dev='eth3'> in b.xml line 5: it is listed already by <pf dev='eth3'> in a.xml line 4 of pool 'a'",
+                "Cannot use <pf dev='eth3'> in b.xml line 5 (pool 'b'): it is listed already by <pf dev='eth3'> in a.xml line 4 of pool 'a'",
             ),
             (
                 "<pf dev='eth3'/>",
                 format!("{nvme}\n<pf address='01:00.0'/>"),
                 ["a: 0000:01:10.0 0000:01:10.2", "b: 0000:04:00.1"],
-                "<pf address='01:00.0'> in b.xml line 5: 0000:01:00.0 is listed already by <pf dev='eth3'> in a.xml line 4",
+                "<pf address='01:00.0'> in b.xml line 5 (pool 'b'): 0000:01:00.0 is listed already by <pf dev='eth3'> in a.xml line 4",
             ),
             (
                 "<pf dev='eth3'/>",
                 format!("{nvme}\n{vf}"),
                 ["a: 0000:01:10.0 0000:01:10.2", "b: 0000:04:00.1"],
-                "in b.xml line 5: 0000:01:10.0 is listed already by <pf dev='eth3'> in a.xml line 4",
+                "in b.xml line 5 (pool 'b'): 0000:01:10.0 is listed already by <pf dev='eth3'> in a.xml line 4",
             ),
             (
                 &vf,
@@ -621,7 +632,7 @@ mod tests {
                 &vf,
                 format!("{nvme}\n{vf}"),
                 ["a: 0000:01:10.0", "b: 0000:04:00.1"],
-                "b.xml line 5: it is listed already by <address",
+                "b.xml line 5 (pool 'b'): it is listed already by <address",
             ),
         ] {
             let (members, errors) = both(one, &other);

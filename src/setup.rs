@@ -149,20 +149,22 @@ impl<'a> Setup<'a> {
         })
     }
 
-    /// Binds one VF of a pool, which has just appeared. Unless its PF is being set up: that has its turn.
-    pub fn vf(&self, address: PciAddress) -> Report {
-        let mut report = Report::default();
-        let device = report.add(sysfs::identity(self.host, address)).flatten();
-        let pool = device.as_ref().and_then(|device| {
-            let pool = self.pools.pools.iter().find(|pool| pool.has_member(self.host, device))?;
-            Some((pool, device.physfn?))
-        });
-        if let Some((pool, pf)) = pool
-            && let Some(Some(_turn)) = report.add(self.store.turn_of_pf(pf, Duration::ZERO))
-        {
-            self.bind_all(&self.mover(pool), &[address], &mut report);
+    /// Binds one VF of a pool, which has just appeared; not if its PF is being set up, which has its turn. `Ok(false)`: it
+    /// has to be left to [`Setup::all`], as `new_id`, which a kernel without `driver_override` needs, takes other VFs too.
+    pub fn vf(&self, address: PciAddress) -> Result<bool> {
+        let Some(device) = sysfs::identity(self.host, address)? else { return Ok(true) };
+        let pool = self.pools.pools.iter().find(|pool| pool.has_member(self.host, &device));
+        let (Some(pool), Some(pf)) = (pool, device.physfn) else { return Ok(true) };
+        let Some(_turn) = self.store.try_turn_of_vf(pf)? else { return Ok(true) };
+        if !self.host.device(address).join("driver_override").exists() {
+            return Ok(device.on_vfio);
         }
-        report
+        let mut report = Report::default();
+        self.bind_all(&self.mover(pool), &[address], &mut report);
+        for warning in &report.warnings {
+            self.log.warning(warning);
+        }
+        report.failures.pop().map_or(Ok(true), Err)
     }
 
     /// A pool may list single VFs. A whole function that it lists stays with the host until a guest takes it.

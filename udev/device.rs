@@ -52,16 +52,11 @@ fn appeared(host: &Host, log: &Log, address: &str) -> Result<()> {
     match setup.membership(address)? {
         Membership::None => Ok(()),
         Membership::Pf => Queue::Setup.put(host, &address.to_string()),
-        Membership::Vf => {
-            let report = setup.vf(address);
-            for warning in &report.warnings {
-                log.warning(warning);
-            }
-            for failure in &report.failures {
-                log.error(failure);
-            }
-            // The unit has more time, and nobody waits for it.
-            if report.failures.is_empty() { Ok(()) } else { Queue::Setup.put(host, &address.to_string()) }
-        }
+        // The unit has more time, and nobody waits for it.
+        Membership::Vf => match setup.vf(address) {
+            Ok(true) => Ok(()),
+            Ok(false) => Queue::Setup.put(host, &address.to_string()),
+            Err(error) => Queue::Setup.put(host, &address.to_string()).and(Err(error)),
+        },
     }
 }

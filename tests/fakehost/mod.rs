@@ -326,15 +326,31 @@ impl Host {
         fs::rename(self.path("sys/bus/pci/drivers/vfio-pci"), self.path("hw/vfio-pci")).unwrap();
         let root = self.tree.root.display();
         let load = format!("load() {{ mv {root}/hw/vfio-pci {root}/sys/bus/pci/drivers/; }}");
-        let script = format!("#!/bin/sh\nunset LD_PRELOAD\n{load}\necho \"$@\" >{root}/modprobe.called\n{modprobe}\n");
-        let program = self.programs.get_or_init(|| tempfile::tempdir().unwrap()).path().join("modprobe");
+        self.program("modprobe", &format!("{load}\necho \"$@\" >{root}/modprobe.called\n{modprobe}"));
+    }
+
+    /// Installs an `ip` that brings interfaces up.
+    pub(crate) fn ip_works(&self) {
+        let root = self.tree.root.display();
+        self.program(
+            "ip",
+            &format!("[ \"$*\" = \"link set dev $4 up\" ] && echo 0x1003 >{root}/sys/class/net/$4/flags"),
+        );
+    }
+
+    /// Installs a shell script as `sbin/NAME`.
+    pub(crate) fn program(&self, name: &str, script: &str) {
+        // Not on the fake kernel.
+        let again = "[ -z \"$LD_PRELOAD\" ] || { unset LD_PRELOAD; exec \"$0\" \"$@\"; }";
+        let script = format!("#!/bin/sh\n{again}\n{script}\n");
+        let program = self.programs.get_or_init(|| tempfile::tempdir().unwrap()).path().join(name);
         // Through a child: a test thread that forks while the file is open for writing would make running it fail (ETXTBSY).
         let mut shell = Command::new("/bin/sh");
         let shell = shell.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(&program).stdin(Stdio::piped());
         let mut shell = shell.spawn().unwrap();
         shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
         assert!(shell.wait().unwrap().success());
-        symlink(program, self.path("sbin/modprobe")).unwrap();
+        symlink(program, self.path("sbin").join(name)).unwrap();
     }
 
     pub(crate) fn add(&self, device: Device) {
@@ -476,8 +492,13 @@ impl Host {
         self.tree.unlink(&format!("run/libvirt/qemu/{guest}.pid"));
     }
 
-    /// A process opens a VFIO group.
+    /// A process opens a VFIO group and the devices in it that are there for that.
     pub(crate) fn opens_group(&self, pid: u32, group: u32) {
+        for member in self.tree.names(format!("sys/kernel/iommu_groups/{group}/devices")) {
+            if self.driver(&member).as_deref() == Some("vfio-pci") {
+                self.tree.put(&format!("{}/enable", self.tree.device(&member).unwrap()), "1\n");
+            }
+        }
         let fds = self.path(&format!("proc/{pid}/fd"));
         fs::create_dir_all(&fds).unwrap();
         symlink(self.path(&format!("dev/vfio/{group}")), fds.join("9")).unwrap();
@@ -618,14 +639,24 @@ impl Host {
         self.hook_with(&[guest, operation, if end { "end" } else { "begin" }, "-"], xml.as_bytes())
     }
 
+    /// The admin's command, still to be called.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Call<'_> {
+        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, b"")
+    }
+
     /// The admin's command.
     pub(crate) fn vfpool(&self, arguments: &[&str]) -> Outcome {
-        self.vfpool_with(arguments, b"").run()
+        self.command(arguments).run()
     }
 
     /// The admin's command with this on standard input.
     pub(crate) fn vfpool_with(&self, arguments: &[&str], input: &[u8]) -> Call<'_> {
         self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, input)
+    }
+
+    /// The helper as udev's rules run it.
+    pub(crate) fn udev(&self, arguments: &[&str]) -> Outcome {
+        self.call(env!("CARGO_BIN_EXE_vfpool-device"), arguments, b"").run()
     }
 
     pub(crate) fn prepare(&self, guest: &str, xml: &str) -> Outcome {

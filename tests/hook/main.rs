@@ -10,6 +10,7 @@ mod kills;
 mod parking;
 mod parser;
 mod plain;
+mod pools;
 mod races;
 mod refusals;
 mod requests;
