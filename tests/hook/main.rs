@@ -7,6 +7,7 @@ mod endings;
 mod failures;
 mod input;
 mod kills;
+mod moves;
 mod parking;
 mod parser;
 mod plain;

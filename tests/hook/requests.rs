@@ -137,9 +137,8 @@ fn who_uses_a_device_without_a_lease_has_it() {
          free, {AGAIN}"
     ));
     has(&host, "db", 1);
-    host.prepare("web", &asking("web", &vf(1))).refused_saying(&[
-        "0000:01:10.0 (process 5000 (qemu-kvm) uses it through VFIO), 0000:01:10.1 (guest 'db')",
-    ]);
+    host.prepare("web", &asking("web", &vf(1)))
+        .refused_saying(&["0000:01:10.0 (process 5000 (qemu-kvm) uses it through VFIO), 0000:01:10.1 (guest 'db')"]);
     // Without a pool, too.
     host.prepare("web", &domain_with("web", &[&vf(0)])).refused_saying(&["uses it through VFIO. Stop process 5000"]);
     // An enabled device that nobody has open is free.
