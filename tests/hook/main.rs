@@ -3,6 +3,7 @@
 #[path = "../fakehost/mod.rs"]
 mod fakehost;
 
+mod commands;
 mod endings;
 mod failures;
 mod input;

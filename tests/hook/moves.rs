@@ -295,7 +295,9 @@ fn two_runs_at_once_do_the_work_once() {
             host.define(&format!("g{number}"), &asking(&format!("g{number}"), &vf(0)));
         }
         let runs = [0, 1, 2].map(|_| host.vfpool_with(&["reconcile"], b"").spawn());
-        runs.into_iter().for_each(|run| _ = run.wait().ok());
+        for run in runs {
+            run.wait().ok();
+        }
         let mut places: Vec<String> = (0..6).flat_map(|number| host.points_at(&format!("g{number}"))).collect();
         places.sort_unstable();
         assert_eq!(places, (0..6).map(vf).collect::<Vec<_>>());

@@ -14,8 +14,8 @@ const AGAIN: &str = "and it will be pointed at a free one: start it again in a m
 
 #[test]
 fn a_device_that_cannot_be_had_is_refused_with_the_holder_and_the_way_out() {
-    let broken = "<pool><name>lan</name><forward mode='hostdev'><pf dev='eth3' vf='2'/></forward></pool>";
     type Case = (&'static str, fn(&Host), &'static str, usize, &'static str);
+    let broken = "<pool><name>lan</name><forward mode='hostdev'><pf dev='eth3' vf='2'/></forward></pool>";
     let cases: [Case; 7] = [
         (
             "taken",
@@ -238,7 +238,9 @@ fn two_guests_may_each_want_what_was_kept_for_the_other() {
         host.uptime(2000);
         let calls = [("a", vf(1)), ("b", vf(0))];
         let calls = calls.map(|(guest, vf)| host.hook(guest, "prepare", &asking(guest, &vf)).spawn());
-        calls.into_iter().for_each(|call| _ = call.wait().ok());
+        for call in calls {
+            call.wait().ok();
+        }
         for guest in ["a", "b"] {
             host.release(guest, "").ok();
         }

@@ -226,8 +226,8 @@ fn numbers(address: &str) -> [u32; 4] {
 
 /// A guest with these devices, all of them pooled.
 fn pieces(styles: &[Style]) -> Vec<Piece> {
-    let requests: String =
-        (0..styles.len()).map(|device| format!("<device guest-address='{}' pool=\"net\"/>", slot(device))).collect();
+    let request = |device: usize| format!("<device guest-address='{}' pool=\"net\"/>", slot(device));
+    let requests = (0..styles.len()).map(request).collect::<Vec<_>>().concat();
     let mut pieces = vec![Piece::Text(format!(
         "<?xml version='1.0'?>\n<!-- <hostdev> --><domain\ttype=\"kvm\">\n<name>web</name><metadata><x:y xmlns:x='urn:x'><hostdev \
          type='pci'/></x:y><request xmlns='urn:vfpool:domain:1'>{requests}</request></metadata><devices>"
