@@ -171,6 +171,11 @@ impl Host {
         trace.lines().map(str::to_owned).collect()
     }
 
+    /// The last part of a link's target.
+    pub(crate) fn points_to(&self, below: &str) -> Option<String> {
+        self.tree.points_to(below)
+    }
+
     /// The reconciler's queue.
     pub(crate) fn queue(&self) -> Vec<String> {
         self.tree.names("run/vfpool/queue/reconcile")

@@ -45,6 +45,16 @@ fn a_guest_is_started_with_a_device_that_is_free() {
 }
 
 #[test]
+fn a_rewritten_guest_can_be_created() {
+    let host = host();
+    let now = host.vfpool_with(&["rewrite"], host.definition("web").as_bytes()).run();
+    assert_eq!((now.code, state(&host, "web")), (Some(0), "reserved".into()));
+    host.put("now.xml", now.stdout);
+    assert_eq!(host.virsh(&["create", host.path("now.xml").to_str().unwrap()]).code, Some(0));
+    assert_eq!((host.recorded("claims"), state(&host, "web")), (vec![vf(0), vf(1)], "active".into()));
+}
+
+#[test]
 fn each_flag_of_virsh_start_is_passed_on() {
     for (flags, saved, commands) in [
         (vec!["--console", "--paused"], false, vec!["create web --console --paused"]),

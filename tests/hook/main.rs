@@ -17,5 +17,6 @@ mod races;
 mod refusals;
 mod requests;
 mod resolve;
+mod scale;
 mod sriov;
 mod trouble;

@@ -1,6 +1,11 @@
 //! Many hooks at once, as real processes.
 
+use crate::fakehost::guests::{asking, vf};
 use crate::fakehost::{Host, domain_with};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 
 #[test]
@@ -81,5 +86,66 @@ fn start_and_stop_of_one_guest_take_turns() {
         host.release("web", &xml).ok();
         host.assert_as(&before, "after the last release");
         host.assert_no_leases("after the last release");
+    }
+}
+
+/// A call of the hook without the fake kernel and without the care of [`crate::fakehost::Call`], for thousands of them: for
+/// devices that libvirt takes by itself, which the hook only records.
+pub(crate) fn fast(host: &Host, guest: &str, operation: &str, xml: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vfpool-hook"));
+    command.args([guest, operation, "begin", "-"]).env_clear().env("VFPOOL_ROOT", host.path(""));
+    command.stdin(File::open(xml).unwrap()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn of_two_guests_for_each_device_of_a_pool_exactly_one_wins() {
+    const DEVICES: usize = 32;
+    const ROUNDS: usize = 200;
+    let host = Host::with_vfs(DEVICES);
+    // The hook is told the guest's name beside the XML.
+    let xml = |number: usize| host.path(&format!("want{number}.xml"));
+    for number in 0..DEVICES {
+        host.put(&format!("want{number}.xml"), asking("any", &vf(number)));
+    }
+    host.put("nothing.xml", "");
+    let guests: Vec<String> = (0..2 * DEVICES).map(|number| format!("g{number}")).collect();
+    for round in 0..ROUNDS {
+        let wanted = |guest: usize| (guest * (2 * (round % 16) + 1) + round) % DEVICES;
+        let call = |operation: &str, file: &dyn Fn(usize) -> PathBuf| -> Vec<Output> {
+            let calls: Vec<_> = guests
+                .iter()
+                .enumerate()
+                .map(|(number, guest)| fast(&host, guest, operation, &file(number)).spawn().unwrap())
+                .collect();
+            calls.into_iter().map(|call| call.wait_with_output().unwrap()).collect()
+        };
+        let outputs = call("prepare", &|guest| xml(wanted(guest)));
+        assert_eq!(host.recorded("claims").len(), DEVICES, "round {round}");
+        let mut winners = BTreeSet::new();
+        for (number, output) in outputs.iter().enumerate() {
+            let (device, said) = (vf(wanted(number)), String::from_utf8_lossy(&output.stderr));
+            let owner = host.points_to(&format!("run/vfpool/claims/{device}"));
+            if output.status.success() {
+                assert_eq!((owner.as_deref(), &*said), (Some(guests[number].as_str()), ""), "round {round}");
+                assert!(winners.insert(device), "round {round}");
+            } else {
+                let one = format!(
+                    "vfpool: guest '{}': {device} is not free: guest '{}' has it.",
+                    guests[number],
+                    owner.unwrap()
+                );
+                let all = format!("vfpool: guest '{}': no device of pool 'net' is free: ", guests[number]);
+                assert!(said.starts_with(&one) || said.starts_with(&all), "round {round}: {said}");
+            }
+        }
+        assert_eq!((winners.len(), host.recorded("leases").len()), (DEVICES, DEVICES), "round {round}");
+        if round % 20 == 0 {
+            // libvirt calls it for each start, also for those that failed.
+            call("release", &|_| host.path("nothing.xml"));
+            host.assert_no_leases("after a release of all");
+        } else {
+            std::fs::remove_dir_all(host.path("run/vfpool")).unwrap();
+        }
     }
 }
