@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::host::Host;
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,23 +46,26 @@ impl Virsh<'_> {
             let _ = pipe.as_mut().map(|pipe| pipe.read_to_string(&mut said));
             said
         });
-        let Some(is_done) = self.wait(&mut child).map_err(io)? else {
+        let Some(status) = self.wait(&mut child).map_err(io)? else {
             return Err(cannot(&format!("no answer for {} s; is libvirtd at work?", self.limit.as_secs())));
         };
-        if is_done {
+        if status.success() {
             return Ok(());
         }
         let said = said.join().unwrap_or_default();
         let lines: Vec<&str> = said.lines().map(|line| line.trim_start_matches("error: ")).collect();
-        Err(cannot(lines.join("; ").trim_matches(['\n', ' ', ';'])))
+        match lines.join("; ").trim_matches(['\n', ' ', ';']) {
+            "" => Err(cannot(&format!("{status}, and not a word why"))),
+            why => Err(cannot(why)),
+        }
     }
 
-    /// Whether it ended well; `None` if it had to be killed.
-    fn wait(&self, child: &mut Child) -> std::io::Result<Option<bool>> {
+    /// How it ended; `None` if it had to be killed.
+    fn wait(&self, child: &mut Child) -> std::io::Result<Option<ExitStatus>> {
         let deadline = Instant::now() + self.limit;
         loop {
             if let Some(status) = child.try_wait()? {
-                return Ok(Some(status.success()));
+                return Ok(Some(status));
             }
             if Instant::now() >= deadline {
                 child.kill()?;
