@@ -167,6 +167,15 @@ fn a_refusal_of_libvirt_at_any_step_is_told_and_the_next_run_goes_on() {
 }
 
 #[test]
+fn a_virsh_that_says_nothing_or_is_not_there_is_told_too() {
+    let host = Shape::Interface.host();
+    host.virsh_faults("1 sh kill -9 $PPID");
+    host.reconcile().refused("guest 'web': virsh update-device: signal: 9 (SIGKILL), and not a word why");
+    std::fs::remove_file(host.path("usr/bin/virsh")).unwrap();
+    host.reconcile().refused("guest 'web': virsh update-device: No such file or directory (os error 2)");
+}
+
+#[test]
 fn what_libvirt_refuses_again_and_again_is_never_without_a_record() {
     for faults in ["metadata fail no\nattach-device fail no", "attach-device fail no", "detach-device fail no"] {
         for shape in SHAPES {

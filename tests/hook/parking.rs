@@ -145,6 +145,16 @@ fn a_start_that_was_refused_is_made_again_only_if_the_pool_says_so() {
 }
 
 #[test]
+fn what_somebody_has_started_meanwhile_is_not_started_again() {
+    let host = Host::with_vfs(2);
+    let guests = crowd(&host, 1);
+    host.put("run/vfpool/queue/reconcile/restart g0", "");
+    host.runs(&guests[0]);
+    assert_eq!(host.vfpool(&["reconcile", "--queued"]).ok().stderr, "");
+    assert_eq!(host.virsh_trace(), [""; 0]);
+}
+
+#[test]
 fn what_comes_while_the_reconciler_runs_is_seen() {
     let host = Host::with_vfs(3);
     let guests = crowd(&host, 1);

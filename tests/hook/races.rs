@@ -149,3 +149,42 @@ fn of_two_guests_for_each_device_of_a_pool_exactly_one_wins() {
         }
     }
 }
+
+#[test]
+fn of_many_starts_at_once_as_many_work_as_there_are_devices() {
+    for _ in 0..5 {
+        let host = Host::with_vfs(3);
+        let guests: Vec<String> = (0..6).map(|number| format!("g{number}")).collect();
+        for guest in &guests {
+            host.define(guest, &asking(guest, &vf(0)));
+        }
+        let starts: Vec<_> = guests.iter().map(|guest| host.vfpool_with(&["start", guest], b"").spawn()).collect();
+        let outcomes: Vec<_> = starts.into_iter().map(crate::fakehost::Running::wait).collect();
+        let started: Vec<&String> = guests
+            .iter()
+            .zip(&outcomes)
+            .filter(|(_, outcome)| outcome.code == Some(0))
+            .map(|(guest, _)| guest)
+            .collect();
+        assert_eq!(host.recorded("leases").iter().collect::<Vec<_>>(), started, "{outcomes:?}");
+        assert_eq!((started.len(), host.recorded("claims")), (3, vec![vf(0), vf(1), vf(2)]), "{outcomes:?}");
+        for outcome in outcomes.into_iter().filter(|outcome| outcome.code != Some(0)) {
+            assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+            outcome.refused_saying(&["free: "]);
+        }
+    }
+}
+
+#[test]
+fn of_many_starts_of_one_guest_one_works() {
+    for _ in 0..5 {
+        let host = Host::with_vfs(3);
+        host.define("web", &asking("web", &vf(2)));
+        let starts: Vec<_> = (0..4).map(|_| host.vfpool_with(&["start", "web"], b"").spawn()).collect();
+        let codes: Vec<_> = starts.into_iter().map(|start| start.wait().code).collect();
+        assert_eq!(codes.iter().filter(|code| **code == Some(0)).count(), 1, "{codes:?}");
+        assert!(host.get("run/vfpool/leases/web").unwrap().contains("state=\"active\""));
+        assert_eq!(host.recorded("claims").len(), 1);
+        assert_eq!(host.points_at("web"), [vf(2)]);
+    }
+}
