@@ -48,12 +48,11 @@ pub fn stamp(path: &Path) -> Option<String> {
     Some(format!("{}-{}-{}.{:09}", data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
 }
 
-/// Has libvirt replace a guest's requests, and nothing else of the definition. `and` is one more virsh command for the same
-/// call, with this text as its standard input.
+/// Has libvirt replace a guest's requests, and nothing else of the definition.
 ///
 /// # Errors
-/// What virsh said of the last command.
-pub fn set_requests(virsh: &Virsh, uuid: &str, requests: &[Request], and: &str, stdin: &str) -> Result<()> {
+/// What virsh said.
+pub fn set_requests(virsh: &Virsh, uuid: &str, requests: &[Request]) -> Result<()> {
     let uri = NAMESPACE;
     let set = if requests.is_empty() {
         format!("metadata {uuid} --uri {uri} --config --remove")
@@ -62,5 +61,5 @@ pub fn set_requests(virsh: &Virsh, uuid: &str, requests: &[Request], and: &str, 
         let text = request_text(requests).replace('\'', "&apos;");
         format!("metadata {uuid} --uri {uri} --key vfpool --config --set '{text}'")
     };
-    virsh.run(&[&format!("{set}{and}")], stdin)
+    virsh.run(&[&set], "")
 }

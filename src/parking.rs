@@ -42,6 +42,9 @@ struct Run {
     failures: Vec<(String, Error)>,
 }
 
+/// What virsh says when a device that is to be detached is not in the definition (`VIR_ERR_DEVICE_MISSING`).
+const NOT_THERE: &str = "device not found";
+
 /// The interface that keeps per-device boot order alive while the only device that has one is moved: its MAC address.
 const PLACEHOLDER: &str = "52:54:00:76:66:70";
 
@@ -229,20 +232,26 @@ impl Parking<'_> {
         Ok(())
     }
 
-    /// Detaches a device and attaches it as `text`.
+    /// Detaches a device and attaches it as `text`. Each step is a call of its own: nothing may be detached before its request
+    /// holds it, and of several commands in one call each is run, whatever became of the one before.
     fn replace(&self, domain: &Domain, request: &Request, device: &Device, text: &str) -> Result<()> {
-        let moving = Request { moving: Some(text.to_owned()), ..request.clone() };
-        let requests = domain.requests.iter().map(|other| if other == request { &moving } else { other });
-        let requests: Vec<Request> = requests.cloned().collect();
         let (uuid, old) = (&domain.uuid, domain.text_of(device));
-        let detach = format!("detach-device {uuid} /dev/stdin --config");
-        if old.contains("<boot ") {
-            // When the last device that has a boot order goes, libvirt sets another one, and takes no such device again.
-            let keep = format!("; attach-device {uuid} /dev/stdin --config");
-            definition::set_requests(&self.virsh, uuid, &requests, &keep, &placeholder(domain))?;
-            self.virsh.run(&[&detach], &old)?;
-        } else {
-            definition::set_requests(&self.virsh, uuid, &requests, &format!("; {detach}"), &old)?;
+        let set_moving = |moving: Option<&str>| {
+            let moving = Request { moving: moving.map(str::to_owned), ..request.clone() };
+            let requests = domain.requests.iter().map(|other| if other == request { &moving } else { other });
+            definition::set_requests(&self.virsh, uuid, &requests.cloned().collect::<Vec<_>>())
+        };
+        set_moving(Some(text))?;
+        // When the last device that has a boot order goes, libvirt sets another one, and takes no such device again.
+        if old.contains("<boot ") && !domain.text().contains(PLACEHOLDER) {
+            self.virsh.run(&["attach-device", uuid, "/dev/stdin", "--config"], &placeholder(domain))?;
+        }
+        if let Err(error) = self.virsh.run(&["detach-device", uuid, "/dev/stdin", "--config"], &old) {
+            if error.to_string().contains(NOT_THERE) {
+                // Somebody has just taken it away, or pointed it elsewhere; the next run is not to bring it back.
+                set_moving(None)?;
+            }
+            return Err(error);
         }
         self.virsh.run(&["attach-device", uuid, "/dev/stdin", "--config"], text)
     }
@@ -264,28 +273,35 @@ impl Parking<'_> {
 
     /// Takes out of a guest's definition what was only needed for the move.
     fn tidy(&self, guest: &str, parked: &mut Parked, run: &mut Run) {
-        if let Err(error) = self.try_tidy(guest) {
+        let places = parked.guest(guest).map(|guest| guest.devices.clone()).unwrap_or_default();
+        if let Err(error) = self.try_tidy(guest, &places) {
             run.failures.push((guest.to_owned(), error));
         }
         self.look_again(guest, parked, run);
     }
 
-    fn try_tidy(&self, guest: &str) -> Result<()> {
+    /// `places`: the guest's devices after the move. One that has gone since was taken away by somebody.
+    fn try_tidy(&self, guest: &str, places: &[Place]) -> Result<()> {
         let xml = definition::read(self.host, guest)?;
         let domain = Domain::parse(&xml)?;
-        let is_over = |request: &Request| request.moving.is_some() && domain.device_for(request).is_some();
-        if !domain.requests.iter().any(is_over) {
+        let was_there = |request: &Request| {
+            let mut places = places.iter();
+            places.any(|place| place.guest_address == request.guest_address && place.address.is_some())
+        };
+        let is_over = |request: &Request| was_there(request) || domain.device_for(request).is_some();
+        let is_moving = |request: &&Request| request.moving.is_some();
+        if domain.text().contains(PLACEHOLDER) && domain.requests.iter().filter(is_moving).all(is_over) {
+            let bare = format!("<interface type='user'><mac address='{PLACEHOLDER}'/></interface>");
+            self.virsh.run(&["detach-device", &domain.uuid, "/dev/stdin", "--config"], &bare)?;
+        }
+        if !domain.requests.iter().filter(is_moving).any(is_over) {
             return Ok(());
         }
         let requests = domain
             .requests
             .iter()
             .map(|request| Request { moving: request.moving.clone().filter(|_| !is_over(request)), ..request.clone() });
-        if domain.text().contains(PLACEHOLDER) {
-            let bare = format!("<interface type='user'><mac address='{PLACEHOLDER}'/></interface>");
-            self.virsh.run(&["detach-device", &domain.uuid, "/dev/stdin", "--config"], &bare)?;
-        }
-        definition::set_requests(&self.virsh, &domain.uuid, &requests.collect::<Vec<_>>(), "", "")
+        definition::set_requests(&self.virsh, &domain.uuid, &requests.collect::<Vec<_>>())
     }
 }
 

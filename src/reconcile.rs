@@ -6,6 +6,7 @@ use crate::event::Events;
 use crate::host::Host;
 use crate::log::Log;
 use crate::parking::Parking;
+use crate::process;
 use crate::queue::Queue;
 use crate::start::{self, Options};
 use crate::virsh::Virsh;
@@ -55,7 +56,8 @@ fn run(host: &Host, log: &Log, entries: &[String], only_news: bool) -> Result<Ve
     };
     let parking = Parking { host, log, events: &events, virsh: Virsh { host, limit: events.deadline() } };
     errors.extend(parking.park(&about("refused "), only_news)?);
-    for guest in about("restart ") {
+    // Somebody may have started it meanwhile.
+    for guest in about("restart ").into_iter().filter(|guest| process::qemu(host, guest).is_none()) {
         let started = start::start(host, &events, &guest, &Options::default());
         match started {
             Ok(()) => log.info(format_args!("guest '{guest}': started again with a free device (on-busy='restart')")),

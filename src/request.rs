@@ -41,7 +41,7 @@ impl Requests<'_> {
         })?;
         let mut requests = domain.requests.clone();
         requests.push(Request { pool: pool.name.clone(), guest_address, moving: None });
-        definition::set_requests(&self.virsh, &domain.uuid, &requests, "", "")?;
+        definition::set_requests(&self.virsh, &domain.uuid, &requests)?;
         let (address, pool) = (device.address, &pool.name);
         self.log.info(format_args!(
             "guest '{guest}': {address} (in the guest at {guest_address}) is now any device of pool '{pool}'"
@@ -112,7 +112,7 @@ impl Requests<'_> {
         })?;
         let mut requests = domain.requests.clone();
         requests.push(Request { pool: pool.name.clone(), guest_address, moving: None });
-        definition::set_requests(&self.virsh, &domain.uuid, &requests, "", "")?;
+        definition::set_requests(&self.virsh, &domain.uuid, &requests)?;
         self.log.info(format_args!(
             "guest '{guest}': a device of pool '{}' attached, in the guest at {guest_address}",
             pool.name
@@ -160,7 +160,7 @@ impl Requests<'_> {
             self.virsh.run(&["detach-device", &domain.uuid, "/dev/stdin", "--config"], &domain.text_of(device))?;
         }
         let rest: Vec<Request> = domain.requests.iter().filter(|other| *other != request).cloned().collect();
-        definition::set_requests(&self.virsh, &domain.uuid, &rest, "", "")?;
+        definition::set_requests(&self.virsh, &domain.uuid, &rest)?;
         self.log.info(format_args!("guest '{guest}': a device of pool '{pool}' detached"));
         self.events.wake(&format!("guest {guest}"));
         Ok(())

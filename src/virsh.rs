@@ -54,10 +54,14 @@ impl Virsh<'_> {
             let _ = child.wait();
             return Err(cannot(&format!("no answer for {} s; is libvirtd at work?", self.limit.as_secs())));
         };
-        if child.wait().map_err(io)?.success() {
+        let status = child.wait().map_err(io)?;
+        if status.success() {
             return Ok(());
         }
         let lines: Vec<&str> = said.lines().map(|line| line.trim_start_matches("error: ")).collect();
-        Err(cannot(lines.join("; ").trim_matches(['\n', ' ', ';'])))
+        match lines.join("; ").trim_matches(['\n', ' ', ';']) {
+            "" => Err(cannot(&format!("{status}, and not a word why"))),
+            why => Err(cannot(why)),
+        }
     }
 }

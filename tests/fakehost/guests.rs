@@ -127,11 +127,6 @@ impl Host {
         self.put(&format!("etc/libvirt/qemu/{guest}.xml"), xml);
     }
 
-    /// A QEMU opens a device through VFIO, which enables it.
-    pub(crate) fn qemu_opens(&self, device: &str) {
-        self.put(&format!("{}/enable", self.tree.device(device).unwrap()), "1\n");
-    }
-
     /// A guest's definition, byte for byte.
     #[track_caller]
     pub(crate) fn definition(&self, guest: &str) -> String {
@@ -174,6 +169,11 @@ impl Host {
         let trace = self.get("virsh.trace").unwrap_or_default();
         self.tree.unlink("virsh.trace");
         trace.lines().map(str::to_owned).collect()
+    }
+
+    /// The last part of a link's target.
+    pub(crate) fn points_to(&self, below: &str) -> Option<String> {
+        self.tree.points_to(below)
     }
 
     /// The reconciler's queue.

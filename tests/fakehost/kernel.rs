@@ -8,6 +8,7 @@
 //! | `hw/sriov/PF` | the VFs that a PF can have |
 //! | `addresses` | the interfaces' addresses, for getifaddrs(3) |
 //! | `faults` | what goes wrong, see [`Fault`] |
+//! | `opened` | if it is there, each file that is opened, and each link that is read, one a line |
 //! | `trace` | each call that changed something, one a line: also the count for `FAKE_KILL_AT` and `FAKE_KILL_AFTER` |
 //!
 //! Sources: Linux `drivers/base/bus.c` (bind, unbind, drivers_probe), `drivers/base/dd.c` (which errors a probe swallows),
@@ -20,8 +21,9 @@ mod tree;
 
 use nix::errno::Errno;
 use nix::libc::{
-    self, AF_INET, AF_INET6, AT_FDCWD, O_CREAT, O_TRUNC, SYS_mkdirat, SYS_openat, SYS_renameat2, SYS_symlinkat,
-    SYS_unlinkat, SYS_write, c_char, c_int, c_uint, c_void, ifaddrs, mode_t, sockaddr, sockaddr_storage, ssize_t,
+    self, AF_INET, AF_INET6, AT_FDCWD, O_CREAT, O_TRUNC, SYS_mkdirat, SYS_openat, SYS_readlinkat, SYS_renameat2,
+    SYS_symlinkat, SYS_unlinkat, SYS_write, c_char, c_int, c_uint, c_void, ifaddrs, mode_t, sockaddr, sockaddr_storage,
+    ssize_t,
 };
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
@@ -113,6 +115,7 @@ unsafe fn open_at(folder: c_int, path: *const c_char, flags: c_int, mode: mode_t
     let result = interpose(real, |kernel| {
         // SAFETY: the caller's path.
         let Some(file) = kernel.below(unsafe { text(path) }) else { return real() };
+        kernel.note(&file);
         let makes = flags & (O_CREAT | O_TRUNC) != 0;
         if makes && file.starts_with("sys/") {
             return Err(Errno::EACCES);
@@ -151,6 +154,18 @@ pub unsafe extern "C" fn openat(folder: c_int, path: *const c_char, flags: c_int
 pub unsafe extern "C" fn openat64(folder: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
     // SAFETY: as called.
     unsafe { open_at(folder, path, flags, mode) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn readlink(path: *const c_char, buffer: *mut c_char, size: usize) -> ssize_t {
+    // SAFETY: passed on as it came.
+    let real = || Errno::result(unsafe { libc::syscall(SYS_readlinkat, AT_FDCWD, path, buffer, size) });
+    let result = interpose(real, |kernel| {
+        // SAFETY: the caller's path.
+        kernel.below(unsafe { text(path) }).inspect(|file| kernel.note(file));
+        real()
+    });
+    isize::try_from(result).unwrap()
 }
 
 fn folder_change(verb: &str, path: *const c_char, real: impl Fn() -> Result<i64>) -> c_int {
@@ -261,6 +276,13 @@ impl Kernel {
     fn below(&self, path: &Path) -> Option<String> {
         let below = path.strip_prefix(&self.tree.root).ok()?.to_str()?;
         Some(below.strip_suffix(" (deleted)").unwrap_or(below).to_owned())
+    }
+
+    /// Adds a line to `opened`, if that is there.
+    fn note(&self, file: &str) {
+        if let Ok(mut opened) = File::options().append(true).open(self.tree.path("opened")) {
+            opened.write_all(format!("{file}\n").as_bytes()).unwrap();
+        }
     }
 
     fn fault(&self, verb: &str, file: &str, value: &str) -> Option<Fault> {

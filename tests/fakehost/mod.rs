@@ -492,8 +492,13 @@ impl Host {
         self.tree.unlink(&format!("run/libvirt/qemu/{guest}.pid"));
     }
 
-    /// A process opens a VFIO group.
+    /// A process opens a VFIO group and the devices in it that are there for that.
     pub(crate) fn opens_group(&self, pid: u32, group: u32) {
+        for member in self.tree.names(format!("sys/kernel/iommu_groups/{group}/devices")) {
+            if self.driver(&member).as_deref() == Some("vfio-pci") {
+                self.tree.put(&format!("{}/enable", self.tree.device(&member).unwrap()), "1\n");
+            }
+        }
         let fds = self.path(&format!("proc/{pid}/fd"));
         fs::create_dir_all(&fds).unwrap();
         symlink(self.path(&format!("dev/vfio/{group}")), fds.join("9")).unwrap();
@@ -644,14 +649,14 @@ impl Host {
         self.command(arguments).run()
     }
 
-    /// The helper as udev's rules run it.
-    pub(crate) fn udev(&self, arguments: &[&str]) -> Outcome {
-        self.call(env!("CARGO_BIN_EXE_vfpool-device"), arguments, b"").run()
-    }
-
     /// The admin's command with this on standard input.
     pub(crate) fn vfpool_with(&self, arguments: &[&str], input: &[u8]) -> Call<'_> {
         self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, input)
+    }
+
+    /// The helper as udev's rules run it.
+    pub(crate) fn udev(&self, arguments: &[&str]) -> Outcome {
+        self.call(env!("CARGO_BIN_EXE_vfpool-device"), arguments, b"").run()
     }
 
     pub(crate) fn prepare(&self, guest: &str, xml: &str) -> Outcome {

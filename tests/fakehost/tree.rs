@@ -51,13 +51,13 @@ impl Tree {
         fs::create_dir_all(self.path(below)).unwrap();
     }
 
-    /// A relative link at `at` to `to`, both below the root. Its target ends in the name of `to`, as the kernel's do: also
-    /// where that is an ancestor of the link.
+    /// A relative link at `at` to `to`, both below the root.
     pub(crate) fn link(&self, at: &str, to: &str) {
         self.folder(self.path(at).parent().unwrap());
         let up = Path::new(at).components().count() - 1;
-        let above = Path::new(to).parent().unwrap().components();
-        let common = Path::new(at).components().zip(above).take_while(|(a, b)| a == b).count();
+        // The target itself is always named, also from below it: `../../../0000:02:00.0`.
+        let above = Path::new(to).parent().unwrap();
+        let common = Path::new(at).components().zip(above.components()).take_while(|(a, b)| a == b).count();
         let mut target: PathBuf = (common..up).map(|_| Component::ParentDir).collect();
         target.extend(Path::new(to).components().skip(common));
         symlink(target, self.path(at)).unwrap_or_else(|cause| panic!("{at}: {cause}"));

@@ -456,10 +456,17 @@ impl Virsh {
     /// The part of a start that all its kinds have in common.
     fn boot(&self, name: &str, text: &str) -> Result<()> {
         let booted = self.hook(name, "prepare", "begin", text).and_then(|_| {
+            let mut taken = String::new();
             for device in devices(text)?.iter().filter(|device| device.managed) {
-                self.tree.unbind(&device.address);
-                self.tree.bind(&device.address, "vfio-pci");
+                let driver = self.tree.driver(&device.address).unwrap_or_default();
+                // What is there already stays there.
+                if driver != "vfio-pci" {
+                    self.tree.unbind(&device.address);
+                    self.tree.bind(&device.address, "vfio-pci");
+                    writeln!(taken, "{} {driver}", device.address).unwrap();
+                }
             }
+            self.tree.put(&taken_by(name), taken);
             self.hook(name, "start", "begin", text)?;
             if let Some(Fault::Fail(text)) = self.fault("qemu", 0) {
                 return Err(text);
@@ -481,6 +488,14 @@ impl Virsh {
 
     fn end(&self, name: &str, text: &str) {
         let _ = self.hook(name, "stopped", "end", text);
+        let taken = self.tree.get(taken_by(name)).unwrap_or_default();
+        for (address, driver) in taken.lines().filter_map(|line| line.split_once(' ').or(Some((line, "")))) {
+            self.tree.unbind(address);
+            if !driver.is_empty() {
+                self.tree.bind(address, driver);
+            }
+        }
+        self.tree.unlink(&taken_by(name));
         let _ = self.hook(name, "release", "end", text);
     }
 
@@ -573,6 +588,11 @@ fn saved(guest: &str) -> String {
 
 fn pid_file(guest: &str) -> String {
     format!("run/libvirt/qemu/{guest}.pid")
+}
+
+/// The managed devices that libvirt gives back, and their drivers.
+fn taken_by(guest: &str) -> String {
+    format!("hw/taken/{guest}")
 }
 
 fn live(guest: &str) -> String {

@@ -1,5 +1,6 @@
 //! SIGKILL before and after every change that the hook makes: whatever is called next brings the host back.
 
+use crate::fakehost::guests::{definition, hostdev_at, vf};
 use crate::fakehost::{Call, Device, Host, Outcome, Snapshot, domain, domain_with, hostdev};
 
 const FIRST: &str = "0000:02:00.0";
@@ -190,6 +191,33 @@ fn prepare_on_an_old_kernel() {
 #[test]
 fn release_on_an_old_kernel() {
     kill_release(Case::OldKernel);
+}
+
+#[test]
+fn a_choice_that_was_killed_is_made_again_or_forgotten() {
+    let xml = definition("web", &[("net", 0), ("net", 1)], &[hostdev_at(&vf(9), 0, ""), hostdev_at(&vf(9), 1, "")]);
+    let changes = {
+        let host = Host::with_vfs(2);
+        host.trace();
+        assert_eq!(host.hook("web", "restore", &xml).run().code, Some(0));
+        host.trace().len()
+    };
+    for number in 1..=changes {
+        let host = Host::with_vfs(2);
+        let before = host.snapshot();
+        host.trace();
+        assert_eq!(host.hook("web", "restore", &xml).killed_after(number).run().code, None);
+        // At once, another guest gets what the record does not have yet; none of them hangs.
+        let other = host.hook("db", "restore", &xml).run().code;
+        assert!(matches!(other, Some(0 | 1)));
+        host.uptime(2000);
+        assert_eq!(host.hook("web", "restore", &xml).run().code, Some(0), "killed after {number} of {changes}");
+        assert_eq!(host.recorded("claims"), [vf(0), vf(1)]);
+        host.uptime(3000);
+        host.reconcile().ok();
+        host.assert_no_leases("in time");
+        host.assert_as(&before, "nothing was touched");
+    }
 }
 
 #[test]

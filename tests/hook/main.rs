@@ -3,10 +3,12 @@
 #[path = "../fakehost/mod.rs"]
 mod fakehost;
 
+mod commands;
 mod endings;
 mod failures;
 mod input;
 mod kills;
+mod moves;
 mod parking;
 mod parser;
 mod plain;
@@ -15,5 +17,6 @@ mod races;
 mod refusals;
 mod requests;
 mod resolve;
+mod scale;
 mod sriov;
 mod trouble;

@@ -1,6 +1,11 @@
 //! Many hooks at once, as real processes.
 
+use crate::fakehost::guests::{asking, vf};
 use crate::fakehost::{Host, domain_with};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 
 #[test]
@@ -81,5 +86,105 @@ fn start_and_stop_of_one_guest_take_turns() {
         host.release("web", &xml).ok();
         host.assert_as(&before, "after the last release");
         host.assert_no_leases("after the last release");
+    }
+}
+
+/// A call of the hook without the fake kernel and without the care of [`crate::fakehost::Call`], for thousands of them: for
+/// devices that libvirt takes by itself, which the hook only records.
+pub(crate) fn fast(host: &Host, guest: &str, operation: &str, xml: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vfpool-hook"));
+    command.args([guest, operation, "begin", "-"]).env_clear().env("VFPOOL_ROOT", host.path(""));
+    command.stdin(File::open(xml).unwrap()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn of_two_guests_for_each_device_of_a_pool_exactly_one_wins() {
+    const DEVICES: usize = 32;
+    const ROUNDS: usize = 200;
+    let host = Host::with_vfs(DEVICES);
+    // The hook is told the guest's name beside the XML.
+    let xml = |number: usize| host.path(&format!("want{number}.xml"));
+    for number in 0..DEVICES {
+        host.put(&format!("want{number}.xml"), asking("any", &vf(number)));
+    }
+    host.put("nothing.xml", "");
+    let guests: Vec<String> = (0..2 * DEVICES).map(|number| format!("g{number}")).collect();
+    for round in 0..ROUNDS {
+        let wanted = |guest: usize| (guest * (2 * (round % 16) + 1) + round) % DEVICES;
+        let call = |operation: &str, file: &dyn Fn(usize) -> PathBuf| -> Vec<Output> {
+            let calls: Vec<_> = guests
+                .iter()
+                .enumerate()
+                .map(|(number, guest)| fast(&host, guest, operation, &file(number)).spawn().unwrap())
+                .collect();
+            calls.into_iter().map(|call| call.wait_with_output().unwrap()).collect()
+        };
+        let outputs = call("prepare", &|guest| xml(wanted(guest)));
+        assert_eq!(host.recorded("claims").len(), DEVICES, "round {round}");
+        let mut winners = BTreeSet::new();
+        for (number, output) in outputs.iter().enumerate() {
+            let (device, said) = (vf(wanted(number)), String::from_utf8_lossy(&output.stderr));
+            let owner = host.points_to(&format!("run/vfpool/claims/{device}"));
+            if output.status.success() {
+                assert_eq!((owner.as_deref(), &*said), (Some(guests[number].as_str()), ""), "round {round}");
+                assert!(winners.insert(device), "round {round}");
+            } else {
+                let one = format!(
+                    "vfpool: guest '{}': {device} is not free: guest '{}' has it.",
+                    guests[number],
+                    owner.unwrap()
+                );
+                let all = format!("vfpool: guest '{}': no device of pool 'net' is free: ", guests[number]);
+                assert!(said.starts_with(&one) || said.starts_with(&all), "round {round}: {said}");
+            }
+        }
+        assert_eq!((winners.len(), host.recorded("leases").len()), (DEVICES, DEVICES), "round {round}");
+        if round % 20 == 0 {
+            // libvirt calls it for each start, also for those that failed.
+            call("release", &|_| host.path("nothing.xml"));
+            host.assert_no_leases("after a release of all");
+        } else {
+            std::fs::remove_dir_all(host.path("run/vfpool")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn of_many_starts_at_once_as_many_work_as_there_are_devices() {
+    for _ in 0..5 {
+        let host = Host::with_vfs(3);
+        let guests: Vec<String> = (0..6).map(|number| format!("g{number}")).collect();
+        for guest in &guests {
+            host.define(guest, &asking(guest, &vf(0)));
+        }
+        let starts: Vec<_> = guests.iter().map(|guest| host.vfpool_with(&["start", guest], b"").spawn()).collect();
+        let outcomes: Vec<_> = starts.into_iter().map(crate::fakehost::Running::wait).collect();
+        let started: Vec<&String> = guests
+            .iter()
+            .zip(&outcomes)
+            .filter(|(_, outcome)| outcome.code == Some(0))
+            .map(|(guest, _)| guest)
+            .collect();
+        assert_eq!(host.recorded("leases").iter().collect::<Vec<_>>(), started, "{outcomes:?}");
+        assert_eq!((started.len(), host.recorded("claims")), (3, vec![vf(0), vf(1), vf(2)]), "{outcomes:?}");
+        for outcome in outcomes.into_iter().filter(|outcome| outcome.code != Some(0)) {
+            assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+            outcome.refused_saying(&["free: "]);
+        }
+    }
+}
+
+#[test]
+fn of_many_starts_of_one_guest_one_works() {
+    for _ in 0..5 {
+        let host = Host::with_vfs(3);
+        host.define("web", &asking("web", &vf(2)));
+        let starts: Vec<_> = (0..4).map(|_| host.vfpool_with(&["start", "web"], b"").spawn()).collect();
+        let codes: Vec<_> = starts.into_iter().map(|start| start.wait().code).collect();
+        assert_eq!(codes.iter().filter(|code| **code == Some(0)).count(), 1, "{codes:?}");
+        assert!(host.get("run/vfpool/leases/web").unwrap().contains("state=\"active\""));
+        assert_eq!(host.recorded("claims").len(), 1);
+        assert_eq!(host.points_at("web"), [vf(2)]);
     }
 }

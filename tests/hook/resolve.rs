@@ -47,8 +47,8 @@ fn without_a_free_device_there_is_one_line_and_no_xml() {
     for (xml, reason) in [
         (
             asking("web", &vf(0)),
-            "guest 'web': No device of pool 'net' is free: 0000:01:10.0 (guest 'db' has it), 0000:01:10.1 (guest 'mail' has it). \
-             Stop one of its guests first",
+            "guest 'web': no device of pool 'net' is free: 0000:01:10.0 (guest 'db'), 0000:01:10.1 (guest 'mail'). \
+             Stop one of these first",
         ),
         (definition("web", &[("lan", 0)], &[hostdev_at(&vf(0), 0, "")]), "guest 'web': There is no pool 'lan': "),
         (
@@ -104,7 +104,7 @@ fn the_device_it_has_comes_first_and_then_one_that_nobody_is_parked_at() {
         assert_eq!(resolved(&host, "rewrite", guest, &xml), asking(guest, &chosen), "{guest}");
         host.prepare(guest, &asking(guest, &chosen)).ok();
     }
-    filter(&host, "rewrite", "g", &asking("g", gone)).run().refused_saying(&["No device of pool 'net' is free"]);
+    filter(&host, "rewrite", "g", &asking("g", gone)).run().refused_saying(&["no device of pool 'net' is free"]);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn two_devices_of_a_guest_are_never_the_same_one() {
             host.release("web", "").ok();
         }
         host.prepare("mail", &asking("mail", &vf(3))).ok();
-        filter(&host, way, "web", &xml([0, 0, 1])).run().refused_saying(&["No device of pool 'net' is free"]);
+        filter(&host, way, "web", &xml([0, 0, 1])).run().refused_saying(&["no device of pool 'net' is free"]);
     }
 }
 
@@ -226,8 +226,8 @@ fn numbers(address: &str) -> [u32; 4] {
 
 /// A guest with these devices, all of them pooled.
 fn pieces(styles: &[Style]) -> Vec<Piece> {
-    let requests: String =
-        (0..styles.len()).map(|device| format!("<device guest-address='{}' pool=\"net\"/>", slot(device))).collect();
+    let request = |device: usize| format!("<device guest-address='{}' pool=\"net\"/>", slot(device));
+    let requests = (0..styles.len()).map(request).collect::<Vec<_>>().concat();
     let mut pieces = vec![Piece::Text(format!(
         "<?xml version='1.0'?>\n<!-- <hostdev> --><domain\ttype=\"kvm\">\n<name>web</name><metadata><x:y xmlns:x='urn:x'><hostdev \
          type='pci'/></x:y><request xmlns='urn:vfpool:domain:1'>{requests}</request></metadata><devices>"

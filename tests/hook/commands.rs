@@ -1,0 +1,358 @@
+//! What the admin does with guests and pools: `start`, `adopt`, `attach`, `detach`.
+
+use crate::fakehost::guests::{asking, definition, hostdev_at, interface_at, slot, vf};
+use crate::fakehost::{Host, source};
+
+/// A guest that points at a VF which `db` has.
+fn host() -> Host {
+    let host = Host::with_vfs(3);
+    host.define("db", &asking("db", &vf(0)));
+    host.runs("db");
+    host.define("web", &asking("web", &vf(0)));
+    host
+}
+
+fn state(host: &Host, guest: &str) -> String {
+    let lease = host.get(&format!("run/vfpool/leases/{guest}")).unwrap_or_default();
+    let (_, rest) = lease.split_once("state=\"").unwrap_or(("", "\""));
+    rest.split('"').next().unwrap().to_owned()
+}
+
+#[test]
+fn a_guest_is_started_with_a_device_that_is_free() {
+    let host = host();
+    let outcome = host.vfpool(&["start", "web"]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "Domain 'web' created\n"), "{}", outcome.stderr);
+    assert_eq!(host.virsh_trace(), ["create web"]);
+    assert_eq!(host.definition("web"), asking("web", &vf(0)), "for this boot only");
+    assert_eq!((host.recorded("claims"), state(&host, "web")), (vec![vf(0), vf(1)], "active".into()));
+    let left: Vec<String> = host.recorded("").into_iter().filter(|name| name.starts_with("create.")).collect();
+    assert_eq!(left, [""; 0], "the XML that virsh was given");
+    host.vfpool(&["start", "web"]).refused("guest 'web': it runs already, and holds its devices");
+    host.vfpool(&["start", "nobody"]).refused("no guest 'nobody' is defined on this host; see `virsh list --all`");
+    for name in ["../web", ""] {
+        host.vfpool(&["start", name]).refused_saying(&["is defined on this host"]);
+    }
+    host.define("mail", &asking("mail", &vf(0)));
+    host.define("dns", &asking("dns", &vf(0)));
+    assert_eq!(host.vfpool(&["start", "mail"]).code, Some(0));
+    host.vfpool(&["start", "dns"]).refused(
+        "guest 'dns': no device of pool 'net' is free: 0000:01:10.0 (guest 'db'), 0000:01:10.1 (guest 'web'), 0000:01:10.2 \
+         (guest 'mail'). Stop one of these first",
+    );
+    host.stops("web");
+    assert_eq!(host.recorded("claims"), [vf(0), vf(2)]);
+}
+
+#[test]
+fn a_rewritten_guest_can_be_created() {
+    let host = host();
+    let now = host.vfpool_with(&["rewrite"], host.definition("web").as_bytes()).run();
+    assert_eq!((now.code, state(&host, "web")), (Some(0), "reserved".into()));
+    host.put("now.xml", now.stdout);
+    assert_eq!(host.virsh(&["create", host.path("now.xml").to_str().unwrap()]).code, Some(0));
+    assert_eq!((host.recorded("claims"), state(&host, "web")), (vec![vf(0), vf(1)], "active".into()));
+}
+
+#[test]
+fn each_flag_of_virsh_start_is_passed_on() {
+    for (flags, saved, commands) in [
+        (vec!["--console", "--paused"], false, vec!["create web --console --paused"]),
+        (
+            vec!["--autodestroy", "--reset-nvram", "--pass-fds", "5,6"],
+            false,
+            vec!["create web --autodestroy --reset-nvram --pass-fds 5,6"],
+        ),
+        (vec!["--bypass-cache"], false, vec!["create web"]),
+        (vec!["--force-boot"], false, vec!["create web"]),
+        (vec!["--bypass-cache", "--paused"], true, vec!["start web --bypass-cache --paused"]),
+        (vec!["--force-boot", "--paused"], true, vec!["managedsave-remove web", "create web --paused"]),
+    ] {
+        let host = host();
+        if saved {
+            host.put("var/lib/libvirt/qemu/save/web.save", asking("web", &vf(0)));
+        }
+        let outcome = host.vfpool(&[&["start", "web"], flags.as_slice()].concat());
+        assert_eq!(outcome.code, Some(0), "{flags:?}: {}", outcome.stderr);
+        assert_eq!(host.virsh_trace(), commands, "{flags:?}");
+        assert_eq!((host.recorded("claims"), state(&host, "web")), (vec![vf(0), vf(1)], "active".into()), "{flags:?}");
+        assert!(!host.path("var/lib/libvirt/qemu/save/web.save").exists(), "{flags:?}");
+    }
+    // A guest that asks for nothing is libvirt's alone.
+    let host = host();
+    host.define("plain", &definition("plain", &[], &[hostdev_at(&vf(2), 0, "")]));
+    assert_eq!(host.vfpool(&["start", "plain", "--force-boot", "--paused"]).code, Some(0));
+    assert_eq!(host.virsh_trace(), ["start plain --force-boot --paused"]);
+    for wrong in [&["start"] as &[&str], &["start", "web", "--validate"], &["start", "web", "db"]] {
+        assert_eq!(host.vfpool(wrong).code, Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_saved_guest_is_restored_with_a_device_that_is_free() {
+    let host = host();
+    host.put("var/lib/libvirt/qemu/save/web.save", asking("web", &vf(0)));
+    host.runs("web");
+    assert_eq!(host.recorded("claims"), [vf(0), vf(1)]);
+    host.stops("web");
+    // Without one, its image stays.
+    host.put("var/lib/libvirt/qemu/save/web.save", asking("web", &vf(0)));
+    for (number, guest) in ["mail", "dns"].into_iter().enumerate() {
+        host.prepare(guest, &asking(guest, &vf(number + 1))).ok();
+    }
+    let outcome = host.vfpool(&["start", "web"]);
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.contains("no device of pool 'net' is free"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.ends_with("vfpool: guest 'web' was not started; virsh has said why\n"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(host.path("var/lib/libvirt/qemu/save/web.save").exists());
+    assert_eq!(host.recorded("leases"), ["db", "dns", "mail"]);
+}
+
+#[test]
+fn of_a_start_that_failed_nothing_stays() {
+    for (when, faults, keeps) in [
+        ("before the hook is asked", "create fail no", false),
+        ("after prepare", "qemu fail no", false),
+        ("before the hook, on an older libvirt", "", true),
+    ] {
+        let host = host();
+        let before = host.snapshot();
+        host.virsh_faults(faults);
+        if keeps {
+            // A device besides, which is not there; libvirt finds that out before it asks the hook.
+            let devices = [hostdev_at(&vf(0), 0, ""), interface_at(&vf(1), 1)];
+            host.define("web", &definition("web", &[("net", 0)], &devices));
+            host.put("hw/keeps-failed-create", "");
+            host.virsh_faults(&format!("create sh mv sys/bus/pci/devices/{} gone", vf(1)));
+        }
+        let definition = host.definition("web");
+        let outcome = host.vfpool(&["start", "web"]);
+        assert_eq!(outcome.code, Some(1), "{when}");
+        assert!(
+            outcome.stderr.ends_with("vfpool: guest 'web' was not started; virsh has said why\n"),
+            "{}",
+            outcome.stderr
+        );
+        assert_eq!((host.recorded("leases"), host.recorded("claims")), (vec!["db".into()], vec![vf(0)]), "{when}");
+        assert_eq!(host.definition("web"), definition, "{when}");
+        assert_eq!(host.virsh(&["dumpxml", "--inactive", "web"]).stdout.trim_end(), definition.trim_end(), "{when}");
+        assert_eq!(host.virsh_trace().last().unwrap(), if keeps { "define web" } else { "dumpxml --inactive web" });
+        if keeps {
+            std::fs::rename(host.path("gone"), host.path(&format!("sys/bus/pci/devices/{}", vf(1)))).unwrap();
+        }
+        host.assert_as(&before, when);
+        host.virsh_faults("");
+        assert_eq!(host.vfpool(&["start", "web"]).code, Some(0), "{when}");
+    }
+    // In prepare: somebody was faster with another device of the guest.
+    let host = host();
+    host.define("web", &definition("web", &[("net", 0)], &[hostdev_at(&vf(0), 0, ""), hostdev_at(&vf(2), 1, "")]));
+    host.prepare("mail", &asking("mail", &vf(2))).ok();
+    host.vfpool(&["start", "web"])
+        .refused_saying(&["guest 'web': 0000:01:10.2 is not free: guest 'mail' has it. Stop"]);
+    assert_eq!(host.recorded("leases"), ["db", "mail"]);
+}
+
+#[test]
+fn a_start_that_was_killed_reserves_for_a_minute_only() {
+    let host = host();
+    host.virsh_faults("create killed");
+    assert_eq!(host.vfpool(&["start", "web"]).code, None);
+    assert_eq!(state(&host, "web"), "reserved");
+    host.uptime(2000);
+    host.virsh_faults("");
+    host.reconcile().ok();
+    assert_eq!(host.recorded("leases"), ["db"]);
+    host.runs("web");
+}
+
+/// A guest's definition after `vfpool COMMAND web net ARGUMENTS`.
+#[track_caller]
+fn edited(host: &Host, arguments: &[&str]) -> String {
+    let outcome = host.vfpool(arguments).ok();
+    assert!(outcome.stderr.starts_with("vfpool: guest 'web': "), "{}", outcome.stderr);
+    assert_eq!(host.queue(), ["guest web"], "to be parked");
+    std::fs::remove_dir_all(host.path("run/vfpool/queue")).unwrap();
+    host.definition("web")
+}
+
+#[test]
+fn a_device_with_a_fixed_address_becomes_one_of_a_pool() {
+    let two = [hostdev_at(&vf(0), 0, ""), interface_at(&vf(1), 1)];
+    let foreign = "0000:77:00.0";
+    // The only device of the pool; the only one at all, from another host; the one that is named, in each notation.
+    for (devices, arguments, adopted) in [
+        (vec![hostdev_at(foreign, 1, ""), hostdev_at(&vf(1), 0, "")], vec![], 0),
+        (vec![hostdev_at(foreign, 0, "")], vec![], 0),
+        (vec![interface_at(&vf(1), 3)], vec![], 3),
+        (two.to_vec(), vec!["0000:01:10.1"], 1),
+        (two.to_vec(), vec!["01:10.0"], 0),
+        (two.to_vec(), vec!["pci_0000_01_10_0"], 0),
+    ] {
+        let host = Host::with_vfs(2);
+        host.define("web", &definition("web", &[], &devices));
+        let xml = edited(&host, &[&["adopt", "web", "net"], arguments.as_slice()].concat());
+        assert_eq!(xml, definition("web", &[("net", adopted)], &devices), "{arguments:?}");
+        assert_eq!(host.virsh_trace(), ["metadata web --set"]);
+        host.reconcile().ok();
+    }
+    // One after the other.
+    let host = Host::with_vfs(2);
+    host.define("web", &definition("web", &[], &two));
+    edited(&host, &["adopt", "web", "net", "01:10.1"]);
+    assert_eq!(edited(&host, &["adopt", "web", "net"]), definition("web", &[("net", 1), ("net", 0)], &two));
+}
+
+#[test]
+fn what_cannot_be_adopted_is_told() {
+    let disk = source(&vf(1)).replace("<source>", "<source type='pci' managed='yes' namespace='1'>");
+    let disk = format!("    <disk type='nvme'>{disk}<target dev='vda'/></disk>\n");
+    let nowhere = hostdev_at(&vf(0), 0, "");
+    let nowhere =
+        nowhere.replace("      <address type='pci' domain='0x0000' bus='0x00' slot='0x05' function='0x0'/>\n", "");
+    let two = vec![hostdev_at(&vf(0), 0, ""), interface_at(&vf(1), 1)];
+    for (requests, devices, arguments, reason) in [
+        (vec![], vec![], vec![], "it has no PCI device; give it one with `vfpool attach`"),
+        (
+            vec![("net", 0)],
+            vec![hostdev_at(&vf(0), 0, "")],
+            vec![],
+            "all of its PCI devices are asked from pools already",
+        ),
+        (vec![], two.clone(), vec![], "it has 0000:01:10.1, 0000:01:10.0; say which of them, after the pool"),
+        (
+            vec![],
+            two.clone(),
+            vec!["01:10.7"],
+            "0000:01:10.7 is none of its devices; it has 0000:01:10.1, 0000:01:10.0",
+        ),
+        (
+            vec![("net", 0)],
+            two.clone(),
+            vec!["01:10.0"],
+            "0000:01:10.0 is asked from a pool already, or no hostdev or interface; it has 0000:01:10.1",
+        ),
+        (
+            vec![],
+            vec![disk],
+            vec!["01:10.1"],
+            "0000:01:10.1 is asked from a pool already, or no hostdev or interface; it has no other",
+        ),
+        (
+            vec![],
+            vec![nowhere],
+            vec![],
+            "0000:01:10.0 has no PCI address in the guest; `virsh edit` once, so that libvirt gives it one",
+        ),
+    ] {
+        let host = Host::with_vfs(2);
+        let xml = definition("web", &requests, &devices);
+        host.define("web", &xml);
+        host.vfpool(&[&["adopt", "web", "net"], arguments.as_slice()].concat())
+            .refused(&format!("guest 'web': {reason}"));
+        assert_eq!((host.definition("web"), host.virsh_trace()), (xml, vec![]), "{reason}");
+    }
+    let host = Host::with_vfs(2);
+    host.vfpool(&["adopt", "web", "net"]).refused_saying(&["guest 'web': no guest 'web' is defined on this host"]);
+    host.vfpool(&["adopt", "web", "lan"]).refused_saying(&["guest 'web': There is no pool 'lan': "]);
+    assert_eq!(host.vfpool(&["adopt", "web", "net", "1:2"]).code, Some(2));
+    host.define("web", &definition("web", &[], &two));
+    host.virsh_faults("metadata fail Timed out during operation: cannot acquire state change lock");
+    host.vfpool(&["adopt", "web", "net", "01:10.0"])
+        .refused("guest 'web': virsh metadata: Timed out during operation: cannot acquire state change lock");
+    assert_eq!(host.queue(), [""; 0]);
+}
+
+#[test]
+fn a_device_of_a_pool_is_attached_and_taken_away_again() {
+    for (flags, element) in [
+        (vec!["--config"], "<hostdev "),
+        (vec!["--config", "--interface"], "<interface type='hostdev'"),
+        (vec!["--interface", "52:54:00:aa:00:77", "--config"], "<mac address='52:54:00:aa:00:77'/>"),
+    ] {
+        let host = host();
+        let before = definition("web", &[], &[]);
+        host.define("web", &before);
+        host.define("mail", &asking("mail", &vf(1)));
+        host.reconcile().ok();
+        host.vfpool(&["reconcile", "--queued"]).ok();
+        host.virsh_trace();
+        let xml = edited(&host, &[&["attach", "web", "net"], flags.as_slice()].concat());
+        assert!(xml.contains(element), "{xml}");
+        assert_eq!(host.points_at("web"), [vf(2)], "the one that is free, and nobody is parked at");
+        assert_eq!(host.virsh_trace(), ["attach-device web", "metadata web --set"]);
+        host.runs("web");
+        host.stops("web");
+        // Every device is taken, or parked at; there is still one to point at.
+        let _ = std::fs::remove_dir_all(host.path("run/vfpool/queue"));
+        edited(&host, &["attach", "web", "net", "--config"]);
+        assert_eq!(host.points_at("web").len(), 2);
+        host.vfpool(&["detach", "web", "net", "--config"])
+            .refused_saying(&["guest 'web': it has 0000:01:10.", "say which"]);
+        let first = host.points_at("web").into_iter().find(|address| *address != vf(2)).unwrap();
+        host.virsh_trace();
+        edited(&host, &["detach", "web", "net", &first, "--config"]);
+        assert_eq!(host.virsh_trace(), ["detach-device web", "metadata web --set"]);
+        assert_eq!(host.points_at("web"), [vf(2)]);
+        assert_eq!(edited(&host, &["detach", "web", "net", "--config"]), before, "{flags:?}");
+        assert_eq!(host.virsh_trace(), ["detach-device web", "metadata web --remove"]);
+        host.vfpool(&["detach", "web", "net", "--config"])
+            .refused("guest 'web': it asks pool 'net' for no such device");
+    }
+}
+
+#[test]
+fn a_request_is_taken_away_by_the_address_in_the_guest_and_without_its_device() {
+    let host = Host::with_vfs(3);
+    let devices = [interface_at(&vf(0), 0), interface_at(&vf(0), 1)];
+    host.define("web", &definition("web", &[("net", 0), ("net", 1), ("lan", 2)], &devices));
+    edited(&host, &["detach", "web", "net", &slot(1), "--config"]);
+    assert_eq!(host.definition("web"), definition("web", &[("net", 0), ("lan", 2)], &devices[..1]));
+    // The device is gone, and so is the pool.
+    edited(&host, &["detach", "web", "lan", "--config"]);
+    assert_eq!(host.definition("web"), definition("web", &[("net", 0)], &devices[..1]));
+}
+
+#[test]
+fn what_cannot_be_attached_or_taken_away_is_told() {
+    let host = Host::with_vfs(1);
+    host.define("web", &definition("web", &[], &[]));
+    for wrong in [
+        &["attach", "web", "net"] as &[&str],
+        &["detach", "web", "net"],
+        &["attach", "web", "--config"],
+        &["detach", "web", "net", "x", "--config"],
+    ] {
+        assert_eq!(host.vfpool(wrong).code, Some(2), "{wrong:?}");
+    }
+    host.vfpool(&["attach", "no", "net", "--config"]).refused_saying(&["guest 'no': no guest 'no' is defined"]);
+    host.vfpool(&["attach", "web", "lan", "--config"]).refused_saying(&["guest 'web': There is no pool 'lan'"]);
+    host.vfpool(&["detach", "web", "lan", "--config"]).refused("guest 'web': it asks pool 'lan' for no such device");
+    host.virsh_faults("attach-device fail internal error: No more available PCI slots");
+    host.vfpool(&["attach", "web", "net", "--config"])
+        .refused("guest 'web': virsh attach-device: internal error: No more available PCI slots");
+    host.virsh_faults("detach-device fail no");
+    edited(&host, &["attach", "web", "net", "--config"]);
+    let xml = host.definition("web");
+    host.vfpool(&["attach", "web", "net", "--config"])
+        .refused("guest 'web': pool 'net' has no device on this host that it does not have yet; see `vfpool setup`");
+    host.vfpool(&["detach", "web", "net", "--config"]).refused("guest 'web': virsh detach-device: no");
+    assert_eq!(host.definition("web"), xml);
+    // An editor that is at work is waited for, but not for ever.
+    host.settings("<deadline seconds='1'/>");
+    let editing = std::fs::File::options().write(true).open(host.path("run/vfpool/editing")).unwrap();
+    fs2::FileExt::lock_exclusive(&editing).unwrap();
+    for command in
+        [["adopt", "web", "net", "01:10.0"], ["attach", "web", "net", "--config"], ["detach", "web", "net", "--config"]]
+    {
+        host.vfpool(&command).refused("guest 'web': Another vfpool has been editing definitions for 1 s");
+    }
+    host.vfpool(&["reconcile"]).refused("Another vfpool has been editing definitions for 1 s");
+    host.virsh_faults("");
+    drop(editing);
+    edited(&host, &["detach", "web", "net", "--config"]);
+}

@@ -1,0 +1,316 @@
+//! One device of a stopped guest is pointed elsewhere, in steps between which anything may happen: a kill, a refusal, a
+//! hang, somebody's edit. The device is never lost, and neither is the edit.
+
+use crate::fakehost::Host;
+use crate::fakehost::guests::{asking, definition, hostdev_at, interface_at, vf};
+use std::time::Duration;
+
+/// A guest whose first device has to move from the first VF, which `db` has.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    Hostdev,
+    /// It is the only device with a boot order: libvirt takes no such device again after it was detached.
+    OnlyBoot,
+    /// An interface has a boot order, too.
+    Boot,
+    /// Another hostdev, which is none of ours, stands behind it.
+    Two,
+    Interface,
+}
+
+const SHAPES: [Shape; 5] = [Shape::Hostdev, Shape::OnlyBoot, Shape::Boot, Shape::Two, Shape::Interface];
+
+const ROM: &str = "<rom bar='off' file='/usr/share/x&amp;y.rom'/><alias name='ua-&quot;nic&quot;'/>";
+
+impl Shape {
+    /// The definition before (`0`) and after (`1`) the move.
+    fn xml(self, number: usize) -> String {
+        let address = vf(number);
+        let with_boot = format!("<boot order='1'/>{ROM}");
+        let other = hostdev_at(&vf(7), 1, "");
+        let devices = match self {
+            Self::Hostdev => vec![hostdev_at(&address, 0, ROM)],
+            Self::OnlyBoot => vec![hostdev_at(&address, 0, &with_boot)],
+            Self::Boot => {
+                let nic = interface_at("0000:07:00.0", 1);
+                let nic = nic.replacen("<driver", "<boot order='2'/>\n      <driver", 1);
+                vec![hostdev_at(&address, 0, &with_boot), nic]
+            }
+            // libvirt puts what it attaches behind the others.
+            Self::Two if number == 0 => vec![hostdev_at(&address, 0, ROM), other],
+            Self::Two => vec![other, hostdev_at(&address, 0, ROM)],
+            Self::Interface => vec![interface_at(&address, 0)],
+        };
+        definition("web", &[("net", 0)], &devices)
+    }
+
+    fn host(self) -> Host {
+        let host = Host::with_vfs(2);
+        host.prepare("db", &asking("db", &vf(0))).ok();
+        host.define("web", &self.xml(0));
+        host
+    }
+
+    fn commands(self) -> &'static [&'static str] {
+        match self {
+            Self::Hostdev | Self::Two => {
+                &["metadata web --set moving", "detach-device web", "attach-device web", "metadata web --set"]
+            }
+            Self::OnlyBoot | Self::Boot => &[
+                "metadata web --set moving",
+                "attach-device web",
+                "detach-device web",
+                "attach-device web",
+                "detach-device web",
+                "metadata web --set",
+            ],
+            Self::Interface => &["update-device web"],
+        }
+    }
+
+    /// So many of the commands move the device; the others tidy up, when all guests have been moved.
+    fn steps(self) -> usize {
+        match self {
+            Self::Hostdev | Self::Two => 3,
+            Self::OnlyBoot | Self::Boot => 4,
+            Self::Interface => 1,
+        }
+    }
+}
+
+#[test]
+fn a_move_changes_the_source_address_and_nothing_else() {
+    for shape in SHAPES {
+        let host = shape.host();
+        host.reconcile().ok_saying("guest 'web': parked at 0000:01:10.1 of pool 'net' (was 0000:01:10.0)");
+        assert_eq!(host.definition("web"), shape.xml(1), "{shape:?}");
+        assert_eq!(host.virsh_trace(), shape.commands(), "{shape:?}");
+        host.reconcile().ok_silently();
+        assert_eq!(host.virsh_trace(), [""; 0], "{shape:?}");
+    }
+}
+
+/// The guest has its device, or its request has it and keeps the guest from starting.
+#[track_caller]
+fn nothing_is_lost(host: &Host, when: &str) {
+    let xml = host.definition("web");
+    if host.points_at("web").iter().any(|address| [vf(0), vf(1)].contains(address)) {
+        return;
+    }
+    assert!(xml.contains("&lt;hostdev"), "{when}: {xml}");
+    let outcome = host.prepare("web", &xml);
+    assert!(outcome.stderr.contains("is just being pointed at a free one"), "{when}: {}", outcome.stderr);
+    host.release("web", "").ok();
+}
+
+#[test]
+fn a_move_that_was_killed_between_any_two_steps_is_finished_by_the_next_run() {
+    for shape in SHAPES {
+        for number in 1..=shape.commands().len() {
+            for fault in ["killed", "kills"] {
+                let when = format!("{shape:?}: {} {fault}", shape.commands()[number - 1]);
+                let host = shape.host();
+                host.virsh_faults(&format!("{number} {fault}"));
+                assert_eq!(host.reconcile().code, None, "{when}");
+                nothing_is_lost(&host, &when);
+                host.virsh_faults("");
+                host.reconcile().ok();
+                assert_eq!(host.definition("web"), shape.xml(1), "{when}");
+                if !matches!(shape, Shape::Boot | Shape::Two) {
+                    host.runs("web");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_move_that_was_killed_at_any_write_of_its_own_is_finished_by_the_next_run() {
+    let host = Shape::Hostdev.host();
+    host.trace();
+    host.reconcile().ok();
+    let changes = host.trace().len();
+    for number in 1..=changes {
+        let host = Shape::Hostdev.host();
+        host.trace();
+        assert_eq!(host.vfpool_with(&["reconcile"], b"").killed_at(number).run().code, None);
+        nothing_is_lost(&host, "killed");
+        host.reconcile().ok();
+        assert_eq!(host.definition("web"), Shape::Hostdev.xml(1), "killed at {number} of {changes}");
+    }
+}
+
+#[test]
+fn a_refusal_of_libvirt_at_any_step_is_told_and_the_next_run_goes_on() {
+    for shape in SHAPES {
+        for (index, command) in shape.commands().iter().enumerate() {
+            let when = format!("{shape:?}: {command}");
+            let host = shape.host();
+            // This guest has to move, too; and must not suffer.
+            host.define("zoo", &asking("zoo", &vf(5)));
+            // Its three steps come before the tidying up.
+            let place = if index < shape.steps() { index + 1 } else { index + 4 };
+            host.virsh_faults(&format!("{place} fail internal error: cannot do it now"));
+            let outcome = host.reconcile();
+            assert_eq!(outcome.code, Some(1), "{when}: {}", outcome.stderr);
+            let name = command.split(' ').next().unwrap();
+            let told = format!("vfpool: guest 'web': virsh {name}: internal error: cannot do it now");
+            let lines: Vec<&str> = outcome.stderr.lines().filter(|line| !line.contains("parked at")).collect();
+            assert_eq!(lines, [told], "{when}");
+            nothing_is_lost(&host, &when);
+            assert_eq!(host.points_at("zoo"), [vf(1)], "{when}");
+            host.virsh_faults("");
+            host.reconcile().ok();
+            assert_eq!(host.definition("web"), shape.xml(1), "{when}");
+        }
+    }
+}
+
+#[test]
+fn a_virsh_that_says_nothing_or_is_not_there_is_told_too() {
+    let host = Shape::Interface.host();
+    host.virsh_faults("1 sh kill -9 $PPID");
+    host.reconcile().refused("guest 'web': virsh update-device: signal: 9 (SIGKILL), and not a word why");
+    std::fs::remove_file(host.path("usr/bin/virsh")).unwrap();
+    host.reconcile().refused("guest 'web': virsh update-device: No such file or directory (os error 2)");
+}
+
+#[test]
+fn what_libvirt_refuses_again_and_again_is_never_without_a_record() {
+    for faults in ["metadata fail no\nattach-device fail no", "attach-device fail no", "detach-device fail no"] {
+        for shape in SHAPES {
+            let host = shape.host();
+            host.virsh_faults(faults);
+            for _ in 0..3 {
+                assert_eq!(host.reconcile().code, Some(i32::from(!matches!(shape, Shape::Interface))), "{faults}");
+                nothing_is_lost(&host, faults);
+            }
+            host.virsh_faults("");
+            host.reconcile().ok();
+            assert_eq!(host.definition("web"), shape.xml(1), "{shape:?}: {faults}");
+        }
+    }
+}
+
+#[test]
+fn a_virsh_that_hangs_holds_up_its_own_guest_only() {
+    for (number, shape) in [(1, Shape::Hostdev), (3, Shape::Hostdev), (1, Shape::Interface)] {
+        let host = shape.host();
+        host.settings("<deadline seconds='1'/>");
+        host.define("zoo", &asking("zoo", &vf(5)));
+        host.virsh_faults(&format!("{number} hang"));
+        let outcome = host.reconcile();
+        assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+        let name = shape.commands()[number - 1].split(' ').next().unwrap();
+        let told = format!("guest 'web': virsh {name}: no answer for 1 s; is libvirtd at work?");
+        assert!(outcome.stderr.contains(&told), "{}", outcome.stderr);
+        assert!(outcome.took > Duration::from_secs(1));
+        assert_eq!(host.points_at("zoo"), [vf(1)]);
+        nothing_is_lost(&host, name);
+        host.virsh_faults("");
+        host.reconcile().ok();
+        assert_eq!(host.definition("web"), shape.xml(1));
+    }
+}
+
+#[test]
+fn an_edit_between_any_two_steps_is_kept() {
+    let edits = [
+        ("sed -i 's/>65536</>131072</' etc/libvirt/qemu/web.xml", ">65536<", ">131072<"),
+        (
+            "usr/bin/virsh metadata web --uri urn:b --key b --config --set '<note>x</note>'",
+            "    <vfpool:request",
+            "    <b:note xmlns:b=\"urn:b\">x</b:note>\n    <vfpool:request",
+        ),
+        (
+            "printf '<interface type=\"user\"><mac address=\"52:54:00:bb:00:01\"/></interface>' | usr/bin/virsh attach-device web \
+             /dev/stdin --config",
+            "",
+            "52:54:00:bb:00:01",
+        ),
+    ];
+    for shape in SHAPES {
+        for number in 1..=shape.commands().len() {
+            for (script, old, new) in edits {
+                let when = format!("{shape:?}: before {number}: {script}");
+                let host = shape.host();
+                host.virsh_faults(&format!("{number} sh {script}"));
+                host.reconcile().ok();
+                host.virsh_faults("");
+                host.reconcile().ok();
+                let xml = host.definition("web");
+                match old {
+                    "" => assert!(xml.contains(new), "{when}"),
+                    // The request may stand before or behind the other metadata.
+                    "    <vfpool:request" => {
+                        let line = new.lines().next().unwrap();
+                        assert_eq!(xml.replace(&format!("{line}\n"), ""), shape.xml(1), "{when}");
+                    }
+                    old => assert_eq!(xml, shape.xml(1).replace(old, new), "{when}"),
+                }
+                assert!(host.points_at("web").contains(&vf(1)), "{when}");
+                assert!(!xml.contains("&lt;"), "{when}: {xml}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_device_that_the_admin_takes_away_meanwhile_stays_away() {
+    let shapes = [Shape::Hostdev, Shape::OnlyBoot, Shape::Interface];
+    for shape in shapes {
+        for number in 1..=shape.commands().len() {
+            let when = format!("{shape:?}: before {number} ({})", shape.commands()[number - 1]);
+            let host = shape.host();
+            // Whichever device it points at by then; nothing if it is just being moved.
+            let element = if matches!(shape, Shape::Interface) { "interface" } else { "hostdev" };
+            let cut = format!(
+                "grep -q '^    <{element}' etc/libvirt/qemu/web.xml || exit 0; touch removed; sed -i '/^    <{element}/,/^    \
+                 <.{element}>/d' etc/libvirt/qemu/web.xml"
+            );
+            host.virsh_faults(&format!("{number} sh {cut}"));
+            let first = host.reconcile();
+            let is_removed = host.path("removed").exists();
+            host.virsh_faults("");
+            host.reconcile();
+            host.reconcile().ok();
+            let xml = host.definition("web");
+            let wanted: Vec<String> = if is_removed { Vec::new() } else { vec![vf(1)] };
+            assert_eq!(host.points_at("web"), wanted, "{when}: {}\n{xml}", first.stderr);
+            assert!(!xml.contains("&lt;"), "{when}: {xml}");
+            assert!(!xml.contains("52:54:00:76:66:70"), "{when}: {xml}");
+            assert!(xml.contains("vfpool:device"), "{when}: only `vfpool detach` takes a request away");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_taken_away_before_all_is_tidied_up_stays_away() {
+    let host = Shape::Hostdev.host();
+    host.define("zoo", &asking("zoo", &vf(5)));
+    // `zoo` is moved after `web`, and both are tidied up after that.
+    host.virsh_faults("4 sh sed -i '/^    <hostdev/,/^    <.hostdev>/d' etc/libvirt/qemu/web.xml");
+    host.reconcile().ok();
+    assert_eq!(host.virsh_trace()[3], "metadata zoo --set moving");
+    host.reconcile().ok();
+    assert_eq!(host.definition("web"), definition("web", &[("net", 0)], &[]));
+}
+
+#[test]
+fn two_runs_at_once_do_the_work_once() {
+    for _ in 0..5 {
+        let host = Host::with_vfs(6);
+        for number in 0..6 {
+            host.define(&format!("g{number}"), &asking(&format!("g{number}"), &vf(0)));
+        }
+        let runs = [0, 1, 2].map(|_| host.vfpool_with(&["reconcile"], b"").spawn());
+        for run in runs {
+            run.wait().ok();
+        }
+        let mut places: Vec<String> = (0..6).flat_map(|number| host.points_at(&format!("g{number}"))).collect();
+        places.sort_unstable();
+        assert_eq!(places, (0..6).map(vf).collect::<Vec<_>>());
+        let trace = host.virsh_trace();
+        assert_eq!(trace.iter().filter(|line| line.starts_with("detach")).count(), 5, "{trace:?}");
+    }
+}
