@@ -62,12 +62,12 @@ fn vfs_are_made_and_ready() {
     assert_eq!(
         outcome.stderr.lines().collect::<Vec<_>>(),
         [
-            "vfpool: eth3: down -> up (pool 'net')",
             "vfpool: 0000:01:00.0: host drivers are kept from its new VFs (pool 'net')",
             "vfpool: 0000:01:00.0: 0 VFs -> 3 (pool 'net')",
             "vfpool: 0000:01:10.0: no driver -> vfio-pci (pool 'net')",
             "vfpool: 0000:01:10.2: no driver -> vfio-pci (pool 'net')",
             "vfpool: 0000:01:10.4: no driver -> vfio-pci (pool 'net')",
+            "vfpool: eth3: down -> up (pool 'net')",
         ]
     );
     assert_eq!(drivers(&host), ["vfio-pci"; 3]);
