@@ -209,13 +209,14 @@ impl<'a> Setup<'a> {
         }
         let Some(device) = report.add(self.device(pf)) else { return false };
         let mover = self.mover(pool);
-        let mut has_changed = false;
-        if let Some(netdev) = &pf.netdev {
-            has_changed |= report.add(self.bring_up(netdev, &mover)) == Some(true);
-        }
+        // A host driver that probes a VF waits for the PF's interface. Where none does, the interface comes last: one that is
+        // up would be closed and opened again for the VFs.
+        let are_probed = device.drivers_autoprobe.is_none() || device.driver_override.is_none();
+        let mut has_changed = are_probed && report.add(self.bring_up(pf, &mover)) == Some(true);
         has_changed |= report.add(self.make_vfs(pf, &device, &mover)) == Some(true);
         let vfs = report.add(sysfs::vfs_of(self.host, pf.address)).unwrap_or_default();
-        has_changed | self.bind_all(&mover, &vfs, report)
+        has_changed |= self.bind_all(&mover, &vfs, report);
+        has_changed | (!are_probed && report.add(self.bring_up(pf, &mover)) == Some(true))
     }
 
     /// A PF whose driver answers.
@@ -227,7 +228,8 @@ impl<'a> Setup<'a> {
     }
 
     /// VFs of a PF that is down have no link, and libvirt refuses to set the MAC of one.
-    fn bring_up(&self, netdev: &str, mover: &Mover) -> Result<bool> {
+    fn bring_up(&self, pf: &Pf, mover: &Mover) -> Result<bool> {
+        let Some(netdev) = &pf.netdev else { return Ok(false) };
         if needs::is_up(&self.host.netdev(netdev))? {
             return Ok(false);
         }

@@ -62,12 +62,12 @@ fn vfs_are_made_and_ready() {
     assert_eq!(
         outcome.stderr.lines().collect::<Vec<_>>(),
         [
-            "vfpool: eth3: down -> up (pool 'net')",
             "vfpool: 0000:01:00.0: host drivers are kept from its new VFs (pool 'net')",
             "vfpool: 0000:01:00.0: 0 VFs -> 3 (pool 'net')",
             "vfpool: 0000:01:10.0: no driver -> vfio-pci (pool 'net')",
             "vfpool: 0000:01:10.2: no driver -> vfio-pci (pool 'net')",
             "vfpool: 0000:01:10.4: no driver -> vfio-pci (pool 'net')",
+            "vfpool: eth3: down -> up (pool 'net')",
         ]
     );
     assert_eq!(drivers(&host), ["vfio-pci"; 3]);
@@ -207,8 +207,13 @@ fn vfs_in_use_are_never_taken_away() {
         &|host| {
             host.process(77, 1, 5);
             host.opens_group(77, 12);
+            host.qemu_opens(VFS[1]);
         },
         "0000:01:10.2 is in use: process 77 (qemu-kvm) uses it through VFIO. Stop process 77 (qemu-kvm)",
+    );
+    with(
+        &|host| host.qemu_opens(VFS[0]),
+        "0000:01:10.0 is in use: a program that has it open uses it through VFIO. Stop a program that has it open",
     );
     let carrying = with(
         &|host| host.netdev(VFS[2], "eth3v2", true, &["192.0.2.7"]),

@@ -206,13 +206,16 @@ remove_all_guests() {
 
 # --- pools -----------------------------------------------------------------
 
+# pool NAME LINE...: a pool with these <pf> and <address> lines.
+pool() {
+    printf '<pool>\n<name>%s</name>\n<forward mode="hostdev" managed="yes">\n' "$1" >"/etc/vfpool/pools.d/$1.xml"
+    printf '%s\n' "${@:2}" '</forward>' '</pool>' >>"/etc/vfpool/pools.d/$1.xml"
+}
+
 # define_pool NAME MEMBER...: a pool of these elements, set up.
 define_pool() {
-    local name=$1
-    shift
-    printf '%s\n' "<pool>" "  <name>$name</name>" "  <forward mode='hostdev' managed='yes'>" "$@" "  </forward>" "</pool>" \
-        >"/etc/vfpool/pools.d/$name.xml"
-    vfpool setup || fail "setup of pool $name: expected success"
+    pool "$@"
+    vfpool setup || fail "setup of pool $1: expected success"
     udevadm settle --timeout=60
 }
 
@@ -230,6 +233,7 @@ remove_pools() {
         netdev=$(netdev_of "$pf")
         [[ $netdev == none ]] || ip link set "$netdev" down
     done
+    udevadm settle --timeout=60
 }
 
 # adopted_guests N POOL ADDR: guests g1 ... gN, all with this one VF, and all adopted by the pool.
@@ -262,6 +266,27 @@ expect_no_sharing() {
     shared=$(for guest in $(virsh -q list --name); do devices_of "$guest"; done | sort | uniq -d)
     [[ -z $shared ]] || fail "two guests have $shared"
 }
+
+vfs_of() {
+    local index=0
+    while [[ -e $pci/$(address "$1")/virtfn$index ]]; do
+        link_name "$pci/$(address "$1")/virtfn$index"
+        index=$((index + 1))
+    done
+}
+
+# expect_ready PF N: the PF has N VFs, all on vfio-pci, without a network interface.
+expect_ready() {
+    local vf found
+    found=$(vfs_of "$1" | wc -l)
+    [[ $found == "$2" ]] || fail "VFs of $1: expected $2, found $found"
+    for vf in $(vfs_of "$1"); do
+        expect_driver "$vf" vfio-pci
+        [[ $(netdev_of "$vf") == none ]] || fail "$vf: expected no network interface, found $(netdev_of "$vf")"
+    done
+}
+
+is_ready() { (expect_ready "$@") 2>/dev/null; }
 
 # --- the hook and the host -------------------------------------------------
 
