@@ -29,6 +29,9 @@ pub struct Guest {
     /// Tells whether the file is still the same.
     #[serde(rename = "@stamp")]
     pub stamp: String,
+    /// When a start of it was refused, in seconds since boot: somebody waits for it.
+    #[serde(rename = "@refused", skip_serializing_if = "Option::is_none", default)]
+    pub refused: Option<u64>,
     /// Its pooled devices.
     #[serde(rename = "device", default)]
     pub devices: Vec<Place>,

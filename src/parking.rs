@@ -18,6 +18,7 @@ use crate::log::Log;
 use crate::parked::{Guest, Other, Parked, Place};
 use crate::process;
 use crate::virsh::Virsh;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Parks the guests of one host.
@@ -35,8 +36,6 @@ pub struct Parking<'a> {
 /// What one run has to do, and what came of it.
 #[derive(Default)]
 struct Run {
-    /// Guests that somebody waits for: they come first.
-    hurried: Vec<String>,
     /// Guests whose definition is new.
     changed: BTreeSet<String>,
     /// What could not be done, of which guest.
@@ -50,13 +49,17 @@ const NOT_THERE: &str = "device not found";
 const PLACEHOLDER: &str = "52:54:00:76:66:70";
 
 impl Parking<'_> {
-    /// Points every stopped guest at a free device, first those of `hurried`. Returns what could not be done: of all guests,
-    /// or, with `only_news`, of those that changed since the last run or are in a hurry.
-    pub fn park(&self, hurried: &[String], only_news: bool) -> Result<Vec<Error>> {
-        let mut run = Run { hurried: hurried.to_vec(), ..Run::default() };
+    /// Points every stopped guest at a free device, first the one whose start was refused last: `refused` were just now.
+    /// Returns what could not be done: of all guests, or, with `only_news`, of those that changed since the last run or were
+    /// refused.
+    pub fn park(&self, refused: &[String], only_news: bool) -> Result<Vec<Error>> {
+        let mut run = Run::default();
         let _editing = self.events.store().editing(self.virsh.limit)?;
         let before = Parked::load(self.host);
         let mut parked = self.look(&before, &mut run)?;
+        for guest in parked.guests.iter_mut().filter(|guest| refused.contains(&guest.name)) {
+            guest.refused = process::uptime(self.host);
+        }
         let moved = self.move_all(&mut parked, &mut run);
         // What the move has left in the requests matters to nobody who starts a guest.
         for guest in moved {
@@ -66,7 +69,7 @@ impl Parking<'_> {
             parked.save(self.host)?;
         }
         let Run { changed, failures, .. } = run;
-        let is_news = |guest: &String| !only_news || changed.contains(guest) || hurried.contains(guest);
+        let is_news = |guest: &String| !only_news || changed.contains(guest) || refused.contains(guest);
         let told = failures.into_iter().filter(|(guest, _)| is_news(guest));
         Ok(told.map(|(guest, error)| error.during(format_args!("guest '{guest}'"))).collect())
     }
@@ -81,7 +84,8 @@ impl Parking<'_> {
                 Some(guest) if guest.stamp == stamp => parked.guests.push((*guest).clone()),
                 _ => {
                     run.changed.insert(name.clone());
-                    parked.guests.push(self.read(&name, stamp, run));
+                    let refused = known.get(name.as_str()).and_then(|guest| guest.refused);
+                    parked.guests.push(Guest { refused, ..self.read(&name, stamp, run) });
                 }
             }
         }
@@ -90,7 +94,7 @@ impl Parking<'_> {
 
     /// Understands one definition.
     fn read(&self, name: &str, stamp: String, run: &mut Run) -> Guest {
-        let mut guest = Guest { name: name.to_owned(), stamp, devices: Vec::new(), others: Vec::new() };
+        let mut guest = Guest { name: name.to_owned(), stamp, refused: None, devices: Vec::new(), others: Vec::new() };
         let xml = match definition::read(self.host, name) {
             Ok(xml) => xml,
             Err(error) => {
@@ -122,7 +126,8 @@ impl Parking<'_> {
     /// Reads one guest again after it was, or may have been, changed.
     fn look_again(&self, name: &str, parked: &mut Parked, run: &mut Run) {
         let stamp = definition::stamp(&definition::path(self.host, name));
-        let new = stamp.map(|stamp| self.read(name, stamp, run));
+        let refused = parked.guest(name).and_then(|guest| guest.refused);
+        let new = stamp.map(|stamp| Guest { refused, ..self.read(name, stamp, run) });
         parked.guests.retain(|guest| guest.name != name);
         parked.guests.extend(new);
         parked.guests.sort_by(|one, other| one.name.cmp(&other.name));
@@ -162,7 +167,7 @@ impl Parking<'_> {
         let asking = |guest: &&Guest| guest.devices.iter().any(|place| place.address.is_some());
         let mut guests: Vec<&Guest> =
             parked.guests.iter().filter(asking).filter(|guest| self.is_stopped(&guest.name)).collect();
-        guests.sort_by_key(|guest| !run.hurried.contains(&guest.name));
+        guests.sort_by_key(|guest| Reverse(guest.refused));
         let mut wants = Vec::new();
         let mut keys = Vec::new();
         for guest in &guests {

@@ -55,7 +55,7 @@ fn run(host: &Host, log: &Log, entries: &[String], only_news: bool) -> Result<Ve
         entries.iter().filter_map(|entry| entry.strip_prefix(what)).map(str::to_owned).collect()
     };
     let parking = Parking { host, log, events: &events, virsh: Virsh { host, limit: events.deadline() } };
-    errors.extend(parking.park(&about("guest "), only_news)?);
+    errors.extend(parking.park(&about("refused "), only_news)?);
     // Somebody may have started it meanwhile.
     for guest in about("restart ").into_iter().filter(|guest| process::qemu(host, guest).is_none()) {
         let started = start::start(host, &events, &guest, &Options::default());

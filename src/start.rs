@@ -34,22 +34,24 @@ pub fn start(host: &Host, events: &Events, guest: &str, options: &Options) -> Re
     let virsh = Virsh { host, limit: events.deadline() };
     let xml = definition::read(host, guest)?;
     let uuid = Domain::parse(&xml)?.uuid;
+    let flags = [("--bypass-cache", options.bypass_cache), ("--force-boot", options.force_boot)];
+    let flags = flags.iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| *flag);
+    let plainly: Vec<&str> = ["start", uuid.as_str()].into_iter().chain(flags).collect();
     let is_saved = host.saved(guest).exists();
     if is_saved && !options.force_boot {
-        // Its devices are as they were saved; libvirt asks the hook's filter for each.
-        let mut arguments = vec!["start", uuid.as_str()];
-        arguments.extend(options.bypass_cache.then_some("--bypass-cache"));
-        return show(&virsh, guest, &arguments, &options.passed);
+        // Its devices are as they were saved; libvirt asks the hook's filter for others.
+        return show(&virsh, guest, &plainly, &options.passed);
     }
-    let Some(resolved) = events.resolve(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?
-    else {
-        let force = options.force_boot.then_some("--force-boot");
-        return show(&virsh, guest, &["start", &uuid].into_iter().chain(force).collect::<Vec<_>>(), &options.passed);
+    let resolved = events.resolve(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    let started = match resolved.filter(|resolved| *resolved != xml) {
+        None => show(&virsh, guest, &plainly, &options.passed),
+        Some(resolved) => {
+            if is_saved {
+                virsh.run(&["managedsave-remove", &uuid], "")?;
+            }
+            create(host, &virsh, guest, &resolved, &options.passed)
+        }
     };
-    if is_saved {
-        virsh.run(&["managedsave-remove", &uuid], "")?;
-    }
-    let started = create(host, &virsh, guest, &resolved, &options.passed);
     if started.is_err() {
         // A start that came as far as the hook was undone there.
         events.cancel(guest)?;

@@ -4,9 +4,10 @@
 use crate::error::{Error, Result};
 use crate::host::Host;
 use std::io::{Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// virsh on one host.
 pub struct Virsh<'a> {
@@ -40,39 +41,27 @@ impl Virsh<'_> {
             // One that has failed already does not read.
             let _ = pipe.write_all(stdin.as_bytes());
         }
+        // Its standard error ends with it, which needs no looking again and again.
+        let (sender, said) = mpsc::channel();
         let mut pipe = child.stderr.take();
-        let said = thread::spawn(move || {
+        thread::spawn(move || {
             let mut said = String::new();
             let _ = pipe.as_mut().map(|pipe| pipe.read_to_string(&mut said));
-            said
+            let _ = sender.send(said);
         });
-        let Some(status) = self.wait(&mut child).map_err(io)? else {
+        let Ok(said) = said.recv_timeout(self.limit) else {
+            let _ = child.kill();
+            let _ = child.wait();
             return Err(cannot(&format!("no answer for {} s; is libvirtd at work?", self.limit.as_secs())));
         };
+        let status = child.wait().map_err(io)?;
         if status.success() {
             return Ok(());
         }
-        let said = said.join().unwrap_or_default();
         let lines: Vec<&str> = said.lines().map(|line| line.trim_start_matches("error: ")).collect();
         match lines.join("; ").trim_matches(['\n', ' ', ';']) {
             "" => Err(cannot(&format!("{status}, and not a word why"))),
             why => Err(cannot(why)),
-        }
-    }
-
-    /// How it ended; `None` if it had to be killed.
-    fn wait(&self, child: &mut Child) -> std::io::Result<Option<ExitStatus>> {
-        let deadline = Instant::now() + self.limit;
-        loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(Some(status));
-            }
-            if Instant::now() >= deadline {
-                child.kill()?;
-                child.wait()?;
-                return Ok(None);
-            }
-            thread::sleep(Duration::from_millis(2));
         }
     }
 }

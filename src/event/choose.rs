@@ -173,7 +173,7 @@ impl Events<'_> {
         let Refusal { why, device } = refusal;
         let asked = assigned.iter().find(|assigned| Some(assigned.address) == device);
         let Some(name) = asked.and_then(|assigned| assigned.pool.as_ref()) else { return why };
-        self.wake(&format!("guest {guest}"));
+        self.wake(&format!("refused {guest}"));
         let Ok(pool) = self.pools().find(name) else { return why };
         let Ok(standings) = self.availability().of_pool(guest, pool) else { return why };
         let used = |address: &PciAddress| assigned.iter().any(|assigned| assigned.address == *address);
@@ -224,8 +224,12 @@ fn held(pool: &Pool, standings: &[(PciAddress, Standing)]) -> String {
     if standings.is_empty() {
         return format!("pool '{}' has no devices now; run `vfpool setup` to see why", pool.name);
     }
-    let named: Vec<String> =
-        standings.iter().take(NAMED).map(|(address, standing)| format!("{address} ({standing})")).collect();
+    let who = |standing: &Standing| match standing {
+        Standing::Free => "this guest's other device".to_owned(),
+        standing => standing.to_string(),
+    };
+    let named = standings.iter().take(NAMED).map(|(address, standing)| format!("{address} ({})", who(standing)));
+    let named: Vec<String> = named.collect();
     let more = match standings.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),

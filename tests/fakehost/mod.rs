@@ -649,14 +649,14 @@ impl Host {
         self.command(arguments).run()
     }
 
-    /// The admin's command with this on standard input.
-    pub(crate) fn vfpool_with(&self, arguments: &[&str], input: &[u8]) -> Call<'_> {
-        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, input)
-    }
-
     /// The helper as udev's rules run it.
     pub(crate) fn udev(&self, arguments: &[&str]) -> Outcome {
         self.call(env!("CARGO_BIN_EXE_vfpool-device"), arguments, b"").run()
+    }
+
+    /// The admin's command with this on standard input.
+    pub(crate) fn vfpool_with(&self, arguments: &[&str], input: &[u8]) -> Call<'_> {
+        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, input)
     }
 
     pub(crate) fn prepare(&self, guest: &str, xml: &str) -> Outcome {

@@ -204,6 +204,65 @@ remove_all_guests() {
     done
 }
 
+# --- pools -----------------------------------------------------------------
+
+# define_pool NAME MEMBER...: a pool of these elements, set up.
+define_pool() {
+    local name=$1
+    shift
+    printf '%s\n' "<pool>" "  <name>$name</name>" "  <forward mode='hostdev' managed='yes'>" "$@" "  </forward>" "</pool>" \
+        >"/etc/vfpool/pools.d/$name.xml"
+    vfpool setup || fail "setup of pool $name: expected success"
+    udevadm settle --timeout=60
+}
+
+# The pool of most scenarios: the seven VFs of 01:00.0.
+define_passthrough() { define_pool passthrough "<pf dev='$(netdev_of 01:00.0)'/>"; }
+
+# remove_pools [PF...]: no pools, no VFs, the host as it was. Without PFs: of 01:00.0.
+remove_pools() {
+    local pf netdev
+    rm -f /etc/vfpool/pools.d/*.xml
+    for pf in "${@:-01:00.0}"; do
+        [[ -e $pci/$(address "$pf") ]] || continue
+        set_vfs "$pf" 0
+        echo 1 >"$pci/$(address "$pf")/sriov_drivers_autoprobe"
+        netdev=$(netdev_of "$pf")
+        [[ $netdev == none ]] || ip link set "$netdev" down
+    done
+}
+
+# adopted_guests N POOL ADDR: guests g1 ... gN, all with this one VF, and all adopted by the pool.
+adopted_guests() {
+    local number
+    for ((number = 1; number <= $1; number++)); do
+        define_guest "g$number" "$(hostdev "$3")"
+        vfpool adopt "g$number" "$2" || fail "adopt g$number $2: expected success"
+    done
+}
+
+# Where the next start of a guest would take its VF from.
+parked_at() { devices_of "$1" --inactive; }
+
+# are_parked N: g1 ... gN point each at a VF of its own.
+are_parked() { [[ $(for ((g = 1; g <= $1; g++)); do parked_at "g$g"; done | sort | uniq -c | grep -c '^ *1 ') == "$1" ]]; }
+
+# All definitions but for the source addresses, which are all that parking may change.
+definitions() {
+    local file
+    for file in /etc/libvirt/qemu/*.xml; do
+        echo "$file"
+        sed -E "/<source>/,/<\\/source>/s/<address [^>]*>/<address>/" "$file"
+    done
+}
+
+# No two running guests have the same VF, and the hook knows it so.
+expect_no_sharing() {
+    local shared
+    shared=$(for guest in $(virsh -q list --name); do devices_of "$guest"; done | sort | uniq -d)
+    [[ -z $shared ]] || fail "two guests have $shared"
+}
+
 # --- the hook and the host -------------------------------------------------
 
 # libvirtd looks for the hook only when it starts and at SIGHUP; asleep behind its socket it needs nothing.

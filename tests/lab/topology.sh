@@ -14,13 +14,30 @@ port() {
 device() { qemu+=(-device "$1"); }
 
 # Option ROMs are left out: nothing boots from these cards and firmware would try each.
-topology() {
-    port acs 0x2
+card_acs() {
+    port acs "$1"
     device igb,bus=acs,romfile=
+}
 
-    port pair 0x3
+card_pair() {
+    port pair "$1"
     device e1000e,bus=pair,addr=0x0.0,multifunction=on,romfile=
     device e1000e,bus=pair,addr=0x0.1,romfile=
+}
+
+# `second` is a host on which a guest finds the same cards at other addresses, and others at the same ones.
+topology() {
+    case $LAB_TOPOLOGY in
+        first)
+            card_acs 0x2
+            card_pair 0x3
+            ;;
+        second)
+            card_pair 0x2
+            card_acs 0x3
+            ;;
+        *) die "LAB_TOPOLOGY is first or second, not $LAB_TOPOLOGY" ;;
+    esac
 
     port noacs 0x4 disable-acs=on
     device igb,bus=noacs,romfile=
@@ -38,10 +55,23 @@ topology() {
 
     port route 0x7
     device e1000e,bus=route,addr=0x0.0,multifunction=on,netdev=ssh,romfile=
-    device e1000e,bus=route,addr=0x0.1,romfile=
+    device "e1000e,bus=route,addr=0x0.1,romfile=$(link_end)"
     # restrict: the host needs nothing from outside, and tests must not depend on it.
     qemu+=(-netdev "user,id=ssh,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22")
+    [[ -z $LAB_LINK ]] || qemu+=(-netdev "$(link_netdev)")
 
     # Stays empty for `lab monitor 'device_add igb,bus=hot0,...'`; the reserve is for the VFs' BARs.
     port hot0 0x8 pref64-reserve=32M,mem-reserve=4M
+}
+
+# The cable to the host $LAB_LINK. Datagrams: either host may come first, go and come back.
+# Names are relative to $run, where QEMU is started.
+link_netdev() {
+    echo "dgram,id=link,local.type=unix,local.path=link,remote.type=unix,remote.path=../$LAB_LINK/link"
+}
+
+# Left to itself, QEMU counts the same addresses up in every host, and two NICs on the cable would have the same one.
+link_end() {
+    [[ -n $LAB_LINK ]] || return 0
+    printf ',netdev=link,mac=52:54:01:%s' "$(md5sum <<<"$LAB_NAME" | sed -E 's/(..)(..)(..).*/\1:\2:\3/')"
 }

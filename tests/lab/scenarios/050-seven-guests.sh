@@ -1,0 +1,25 @@
+# Seven guests hard-coded to the same VF are adopted, parked each at its own, and started at the same moment by plain virsh start.
+# deadline: 400
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
+
+define_passthrough
+for number in 1 2 3 4 5 6 7; do define_guest "g$number" "$(hostdev 01:10.0)"; done
+before=$(definitions)
+for number in 1 2 3 4 5 6 7; do vfpool adopt "g$number" passthrough; done
+wait_until 60 are_parked 7
+wait_until 30 eval '! systemctl --quiet is-active vfpool-reconcile.service'
+changed=$(diff <(echo "$before") <(definitions) | grep '^[<>]' | grep -v 'vfpool\|metadata') || true
+[[ -z $changed ]] || fail "adopting and parking changed more than the request and the address: $changed"
+for number in 1 2 3 4 5 6 7; do virsh -q start "g$number" >"/run/lab/start.$number" 2>&1 & done
+wait
+for number in 1 2 3 4 5 6 7; do
+    expect_state "g$number" running
+    expect_output '8086:10ca' virsh qemu-monitor-command "g$number" --hmp 'info pci'
+done
+expect_no_sharing
+for number in 1 2 3 4 5 6 7; do stop "g$number"; done
+expect_output '' vfpool list
+for vf in "$pci"/0000:01:00.0/virtfn*; do expect_driver "$(link_name "$vf")" vfio-pci; done
+remove_all_guests
+remove_pools

@@ -1,0 +1,44 @@
+# Two hundred random starts, stops, destroys and kills of ten guests on seven VFs: never two on one VF, never a VF lost, no definition changed.
+# deadline: 1500
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
+
+RANDOM=53
+define_passthrough
+adopted_guests 10 passthrough 01:10.0
+wait_until 60 are_parked 7
+before=$(definitions)
+started=0
+refused=0
+for ((step = 1; step <= 200; step++)); do
+    guest=g$((RANDOM % 10 + 1))
+    case $((RANDOM % 6)) in
+        0 | 1)
+            if virsh -q start --paused $guest >/run/lab/start 2>&1; then
+                started=$((started + 1))
+            elif grep -q "no device of pool 'passthrough' is free\|it will be pointed at a free one\|is just being pointed" /run/lab/start; then
+                refused=$((refused + 1))
+            else
+                grep -q 'already active' /run/lab/start || fail "step $step, start of $guest: $(cat /run/lab/start)"
+            fi
+            ;;
+        2) vfpool start $guest --paused >/run/lab/start 2>&1 && started=$((started + 1)) ||
+            grep -q "no device of pool 'passthrough' is free\|it runs already" /run/lab/start ||
+            fail "step $step, vfpool start of $guest: $(cat /run/lab/start)" ;;
+        3) virsh -q destroy $guest >/dev/null 2>&1 || true ;;
+        4) virsh -q destroy --graceful $guest >/dev/null 2>&1 || true ;;
+        5) [[ ! -e /run/libvirt/qemu/$guest.pid ]] || kill -KILL "$(</run/libvirt/qemu/$guest.pid)" 2>/dev/null || true ;;
+    esac
+    ((step % 10)) || expect_no_sharing
+done
+echo "$started starts, $refused refused"
+((started >= 20)) || fail "only $started of 200 events were starts that worked"
+for ((g = 1; g <= 10; g++)); do virsh -q destroy "g$g" >/dev/null 2>&1 || true; done
+wait_until 60 eval '[[ -z $(vfpool list) ]]'
+vfpool reconcile
+[[ -z $(vfpool list) ]] || fail "leases are left: $(vfpool list)"
+for vf in "$pci"/0000:01:00.0/virtfn*; do expect_driver "$(link_name "$vf")" vfio-pci; done
+[[ $(for vf in "$pci"/0000:01:00.0/virtfn*; do echo "$vf"; done | wc -l) == 7 ]] || fail "a VF is lost"
+changed=$(diff <(echo "$before") <(definitions)) || fail "definitions changed: $changed"
+remove_all_guests
+remove_pools

@@ -1,0 +1,63 @@
+# Ten guests are moved 500 times while somebody edits them all the time: not one edit is lost, and nothing else changes.
+# deadline: 1500
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
+
+define_passthrough
+modprobe vfio-pci
+systemctl stop vfpool-reconcile.path vfpool-definitions.path
+for number in 1 2 3 4 5 6 7 8 9 10; do
+    source=$(hostdev 01:10.0 | sed 's/.*\(<source>.*<\/source>\).*/\1/')
+    if ((number % 2)); then
+        define_guest "g$number" "$(hostdev 01:10.0)"
+    else
+        define_guest "g$number" "<interface type='hostdev' managed='yes'><mac address='52:54:00:00:00:$(printf %02x "$number")'/>$source</interface>"
+    fi
+    vfpool adopt "g$number" passthrough
+done
+before=$(definitions)
+
+# Each edit is read back later: what the last one of each guest said has to be there.
+edit() {
+    local round=0 guest
+    while [[ ! -e /run/lab/enough ]]; do
+        round=$((round + 1))
+        for guest in 1 2 3 4 5 6 7 8 9 10; do
+            virsh -q desc "g$guest" --config "edit $round" >/dev/null || { echo "edit $round of g$guest failed"; return 1; }
+            [[ $(virsh -q desc "g$guest" --config) == "edit $round" ]] || { echo "edit $round of g$guest is lost"; return 1; }
+        done
+    done
+    for guest in 1 2 3 4 5 6 7 8 9 10; do
+        [[ $(virsh -q desc "g$guest" --config) == "edit $round" ]] || { echo "edit $round of g$guest is lost"; return 1; }
+    done
+    echo "$round edits of each guest"
+}
+rm -f /run/lab/enough
+edit >/run/lab/edits 2>&1 &
+editor=$!
+
+# The pool changes hands again and again, so that all of its guests have to move.
+moves() { logged ': parked at ' | wc -l; }
+address_element() { hostdev "$1" | sed 's/.*<source>\(.*\)<\/source>.*/\1/'; }
+half() {
+    { echo "<pool><name>passthrough</name><forward mode='hostdev'>"; for vf in "$@"; do address_element "$vf"; done; echo '</forward></pool>'; } >/etc/vfpool/pools.d/passthrough.xml
+}
+while kill -0 $editor 2>/dev/null; do
+    half 01:10.2 01:10.4 01:10.6
+    vfpool reconcile || fail "reconcile: expected success"
+    half 01:11.0 01:11.2 01:11.4
+    vfpool reconcile || fail "reconcile: expected success"
+    ((${moves:=0} < 500)) || break
+    moves=$(moves)
+done
+touch /run/lab/enough
+wait $editor || fail "$(cat /run/lab/edits)"
+cat /run/lab/edits
+echo "$moves moves"
+for number in 1 2 3 4 5 6 7 8 9 10; do
+    [[ $(devices_of "g$number" --inactive | wc -l) == 1 ]] || fail "g$number has $(devices_of "g$number" --inactive)"
+done
+changed=$(diff <(echo "$before") <(definitions | sed '/<description>/d')) || fail "more changed than the edits: $changed"
+systemctl start vfpool-reconcile.path vfpool-definitions.path
+remove_all_guests
+remove_pools
