@@ -197,6 +197,21 @@ impl<'a> Domain<'a> {
         devices.find(|device| device.kind != Kind::Disk && device.guest_address == Some(request.guest_address))
     }
 
+    /// libvirt finds a hostdev by its source address alone, and takes the first that has it.
+    ///
+    /// # Errors
+    /// Another device has the same one.
+    pub fn expect_only(&self, device: &Device) -> Result<()> {
+        let address = device.address;
+        if device.kind == Kind::Interface || self.devices.iter().filter(|other| other.address == address).count() < 2 {
+            return Ok(());
+        }
+        Err(Error::new(format!(
+            "its definition has {address} twice, and libvirt does not tell the two apart. Give one of them another address \
+             with `virsh edit`"
+        )))
+    }
+
     /// The whole text.
     pub fn text(&self) -> Cow<'a, str> {
         String::from_utf8_lossy(self.xml)

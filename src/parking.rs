@@ -235,6 +235,7 @@ impl Parking<'_> {
     /// Detaches a device and attaches it as `text`. Each step is a call of its own: nothing may be detached before its request
     /// holds it, and of several commands in one call each is run, whatever became of the one before.
     fn replace(&self, domain: &Domain, request: &Request, device: &Device, text: &str) -> Result<()> {
+        domain.expect_only(device)?;
         let (uuid, old) = (&domain.uuid, domain.text_of(device));
         let set_moving = |moving: Option<&str>| {
             let moving = Request { moving: moving.map(str::to_owned), ..request.clone() };

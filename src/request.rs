@@ -157,6 +157,7 @@ impl Requests<'_> {
             }
         };
         if let Some(device) = domain.device_for(request) {
+            domain.expect_only(device)?;
             self.virsh.run(&["detach-device", &domain.uuid, "/dev/stdin", "--config"], &domain.text_of(device))?;
         }
         let rest: Vec<Request> = domain.requests.iter().filter(|other| *other != request).cloned().collect();

@@ -504,6 +504,11 @@ impl Host {
         symlink(self.path(&format!("dev/vfio/{group}")), fds.join("9")).unwrap();
     }
 
+    /// A device that somebody has open without its group, by /dev/vfio/devices.
+    pub(crate) fn opens_itself(&self, device: &str) {
+        self.tree.put(&format!("{}/enable", self.tree.device(device).unwrap()), "1\n");
+    }
+
     /// A device that somebody else than the hook moves.
     pub(crate) fn move_to(&self, device: &str, driver: Option<&str>) {
         self.tree.unbind(device);
@@ -649,14 +654,14 @@ impl Host {
         self.command(arguments).run()
     }
 
-    /// The admin's command with this on standard input.
-    pub(crate) fn vfpool_with(&self, arguments: &[&str], input: &[u8]) -> Call<'_> {
-        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, input)
-    }
-
     /// The helper as udev's rules run it.
     pub(crate) fn udev(&self, arguments: &[&str]) -> Outcome {
         self.call(env!("CARGO_BIN_EXE_vfpool-device"), arguments, b"").run()
+    }
+
+    /// The admin's command with this on standard input.
+    pub(crate) fn vfpool_with(&self, arguments: &[&str], input: &[u8]) -> Call<'_> {
+        self.call(env!("CARGO_BIN_EXE_vfpool"), arguments, input)
     }
 
     pub(crate) fn prepare(&self, guest: &str, xml: &str) -> Outcome {

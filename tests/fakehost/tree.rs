@@ -55,9 +55,8 @@ impl Tree {
     pub(crate) fn link(&self, at: &str, to: &str) {
         self.folder(self.path(at).parent().unwrap());
         let up = Path::new(at).components().count() - 1;
-        // The target itself is always named, also from below it: `../../../0000:02:00.0`.
-        let above = Path::new(to).parent().unwrap();
-        let common = Path::new(at).components().zip(above.components()).take_while(|(a, b)| a == b).count();
+        let above = Path::new(to).parent().unwrap().components();
+        let common = Path::new(at).components().zip(above).take_while(|(a, b)| a == b).count();
         let mut target: PathBuf = (common..up).map(|_| Component::ParentDir).collect();
         target.extend(Path::new(to).components().skip(common));
         symlink(target, self.path(at)).unwrap_or_else(|cause| panic!("{at}: {cause}"));

@@ -703,7 +703,7 @@ impl Definition {
         self.set(insert(&self.text, at, &device.format(2)))
     }
 
-    /// A hostdev by its source alone; an interface by its MAC address, and its guest address if that is given.
+    /// The first hostdev with this source; the interface with this MAC address, and guest address if that is given.
     fn matching(&self, device: &Node) -> Result<Range<usize>> {
         let mac = |device: &Node| device.child("mac").and_then(|mac| mac.attribute("address")).map(str::to_owned);
         let is_same = |other: &&Node| {
@@ -718,6 +718,7 @@ impl Definition {
         let found: Vec<&Node> = self.devices().iter().filter(is_same).collect();
         match (found.as_slice(), mac(device)) {
             ([one], _) => Ok(one.range.clone()),
+            ([first, ..], _) if device.name == "hostdev" => Ok(first.range.clone()),
             ([], mac) if device.name == "interface" => {
                 let (at, mac) = (device.address().unwrap_or_default(), mac.unwrap_or_else(|| "(<null>)".to_owned()));
                 Err(format!("device not found: no device found at address '{at}' matching MAC address '{mac}'"))

@@ -2,7 +2,7 @@
 //! hang, somebody's edit. The device is never lost, and neither is the edit.
 
 use crate::fakehost::Host;
-use crate::fakehost::guests::{asking, definition, hostdev_at, interface_at, vf};
+use crate::fakehost::guests::{asking, definition, hostdev_at, interface_at, slot, vf};
 use std::time::Duration;
 
 /// A guest whose first device has to move from the first VF, which `db` has.
@@ -87,6 +87,39 @@ fn a_move_changes_the_source_address_and_nothing_else() {
         assert_eq!(host.virsh_trace(), shape.commands(), "{shape:?}");
         host.reconcile().ok_silently();
         assert_eq!(host.virsh_trace(), [""; 0], "{shape:?}");
+    }
+}
+
+#[test]
+fn two_devices_with_a_boot_order_are_moved_with_one_placeholder() {
+    let host = Host::with_vfs(4);
+    for (number, guest) in ["db", "mail"].into_iter().enumerate() {
+        host.prepare(guest, &asking(guest, &vf(number))).ok();
+    }
+    let xml = |own: [usize; 2]| {
+        let device = |number: usize| hostdev_at(&vf(own[number]), number, &format!("<boot order='{}'/>", number + 1));
+        definition("web", &[("net", 0), ("net", 1)], &[device(0), device(1)])
+    };
+    host.define("web", &xml([0, 1]));
+    host.reconcile().ok();
+    assert_eq!(host.definition("web"), xml([2, 3]));
+    assert_eq!(host.virsh_trace().len(), 9);
+}
+
+#[test]
+fn what_libvirt_cannot_tell_apart_is_left_to_the_admin() {
+    let two = [hostdev_at(&vf(0), 0, ""), hostdev_at(&vf(0), 1, "")];
+    for requests in [vec![("net", 0), ("net", 1)], vec![("net", 1)]] {
+        let host = Host::with_vfs(3);
+        let xml = definition("web", &requests, &two);
+        host.define("web", &xml);
+        host.define("zoo", &asking("zoo", &vf(5)));
+        let reason = "guest 'web': its definition has 0000:01:10.0 twice, and libvirt does not tell the two apart. Give one of \
+                      them another address with `virsh edit`";
+        host.reconcile().refused(reason);
+        host.vfpool(&["detach", "web", "net", &slot(1), "--config"]).refused(reason);
+        assert_eq!(host.definition("web"), xml, "it would detach the first, and that is perhaps the other one");
+        assert_ne!(host.points_at("zoo"), [vf(5)]);
     }
 }
 

@@ -111,7 +111,7 @@ fn a_start_that_was_refused_works_the_next_time() {
     let outcome = host.virsh(&["start", &guests[1]]);
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.stderr.contains("0000:01:10.0 is not free: guest 'g0' has it"), "{}", outcome.stderr);
-    assert_eq!(host.queue(), ["guest g0", "guest g1"]);
+    assert_eq!(host.queue(), ["guest g0", "refused g1"]);
     let begun = host.vfpool(&["reconcile", "--queued"]).ok();
     assert!(begun.took.as_secs() >= 1, "it looks for more");
     assert_eq!(host.queue(), [""; 0]);
@@ -141,6 +141,23 @@ fn a_start_that_was_refused_is_made_again_only_if_the_pool_says_so() {
         let outcome = host.virsh(&["start", &guests[2]]);
         assert!(outcome.stderr.ends_with("Stop one of these first\n\n"), "{}", outcome.stderr);
         assert!(!host.queue().contains(&"restart g2".to_owned()));
+    }
+}
+
+#[test]
+fn who_was_refused_last_chooses_first() {
+    for refused in ["g1", "g2", "g3"] {
+        let host = Host::with_vfs(3);
+        crowd(&host, 1);
+        host.prepare("db", &asking("db", &vf(2))).ok();
+        // One device is left for three guests.
+        for guest in ["g1", "g2", "g3"] {
+            host.define(guest, &asking(guest, &vf(2)));
+        }
+        host.prepare(refused, &asking(refused, &vf(2)))
+            .refused_saying(&["is free, and it will be pointed at a free one"]);
+        host.reconcile().ok();
+        assert_eq!(host.points_at(refused), [vf(1)]);
     }
 }
 
@@ -205,7 +222,7 @@ fn what_is_wrong_is_told_once_by_the_unit_and_always_to_the_admin() {
     assert_eq!(queued()[1..], [bad, lost], "it is the first time");
     assert_eq!(host.points_at("good"), [vf(0)]);
     assert_eq!(queued(), [""; 0]);
-    host.put("run/vfpool/queue/reconcile/guest lost", "");
+    host.put("run/vfpool/queue/reconcile/refused lost", "");
     assert_eq!(queued(), [lost], "somebody waits for it");
     let outcome = host.reconcile();
     assert_eq!(outcome.code, Some(1));

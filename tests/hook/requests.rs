@@ -71,7 +71,7 @@ fn a_device_that_cannot_be_had_is_refused_with_the_holder_and_the_way_out() {
         let root = host.path("").display().to_string();
         let reason = reason.replace("AGAIN", AGAIN).replace("ROOT/", &root);
         host.prepare("web", &xml).refused(&format!("guest 'web': {reason}"));
-        assert_eq!(host.queue(), ["guest web"], "{what}: parked anew");
+        assert_eq!(host.queue(), ["refused web"], "{what}: parked anew");
         host.release("web", &xml).ok_silently();
         assert_eq!(host.recorded("leases"), leases, "{what}");
     }
