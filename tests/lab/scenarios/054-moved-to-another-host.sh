@@ -4,7 +4,8 @@
 set -euo pipefail
 
 stage=${LAB_STAGE:?the directory that is installed on the second host}
-other() { LAB_NAME=second LAB_TOPOLOGY=second LAB_LINK=${LAB_NAME:-host} "$LAB" "$@"; }
+first=${LAB_NAME:-host}
+other() { LAB_NAME=second LAB_TOPOLOGY=second LAB_LINK=$first "$LAB" "$@"; }
 on_first() { "$LAB" run bash -c ". /run/lab/lib.sh; set -euo pipefail; $1"; }
 on_second() { other run bash -c ". /run/lab/lib.sh; set -euo pipefail; $1"; }
 trap 'other down' EXIT
@@ -34,7 +35,7 @@ for where in on_first on_second; do
     $where "
 hostname host$address
 printf '198.51.100.%s\n' '1 host1' '2 host2' >>/etc/hosts
-ip address add 198.51.100.$address/24 dev \$(netdev_of 07:00.1)
+ip address replace 198.51.100.$address/24 dev \$(netdev_of 07:00.1)
 ip link set \$(netdev_of 07:00.1) up
 systemctl stop libvirtd.service"
     address=2
@@ -72,7 +73,7 @@ seen=\$(logged \"guest 'live' asks pool 'passthrough' for a device at 0000:00:1e
 [[ \$seen -ge 5 ]] || fail \"start, two restores with their prepares: expected 5 lines of the hook, found \$seen\""
 on_second "
 expect_state live running
-logged \"guest 'live' asks pool 'passthrough'\" >/dev/null || fail 'the hook was not called for the incoming guest'"
+journalctl -q --no-pager -o cat | grep -qF \"guest 'live' asks pool 'passthrough'\" || fail 'the hook was not called for the incoming guest'"
 
 # The filter by hand, on the XML that has no device of this host.
 on_second '
