@@ -31,7 +31,12 @@ pub fn queued(host: &Host, log: &Log) -> Result<()> {
         let entries = Queue::Reconcile.take(host)?;
         match run(host, log, &entries, true) {
             Ok(errors) => errors.iter().for_each(|error| log.error(error)),
-            Err(error) => log.error(&error),
+            Err(error) => {
+                log.error(&error);
+                // What was asked for stays asked for.
+                entries.iter().try_for_each(|entry| Queue::Reconcile.put(host, entry))?;
+                thread::sleep(SETTLE);
+            }
         }
         let end = Instant::now() + SETTLE;
         while definitions_changed(host) == seen && Queue::Reconcile.is_empty(host)? {

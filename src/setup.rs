@@ -19,6 +19,8 @@ use crate::queue::Queue;
 use crate::settings::Settings;
 use crate::sysfs::{self, Device};
 use std::cell::Cell;
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Sets up the pools of one host.
@@ -208,6 +210,7 @@ impl<'a> Setup<'a> {
             return false;
         }
         let Some(device) = report.add(self.device(pf)) else { return false };
+        let _making = Making::begin(self.host);
         let mover = self.mover(pool);
         // A host driver that probes a VF waits for the PF's interface. Where none does, the interface comes last: one that is
         // up would be closed and opened again for the VFs.
@@ -388,6 +391,25 @@ impl<'a> Setup<'a> {
                 now.as_deref().unwrap_or("no driver")
             ))),
         }
+    }
+}
+
+/// As long as this is there, udev's rules start no helper for each new VF. One that a killed setup has left goes with the
+/// next one.
+struct Making(PathBuf);
+
+impl Making {
+    fn begin(host: &Host) -> Self {
+        let path = host.state().join("making-vfs");
+        // Without it, helpers are started that find nothing to do.
+        let _ = fs::write(&path, "");
+        Self(path)
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
     }
 }
 

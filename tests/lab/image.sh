@@ -79,6 +79,7 @@ configure_root() {
     echo '/dev/vda / ext4 defaults 0 0' >"$root/etc/fstab"
     configure_ssh "$root" "$key"
     configure_network "$root"
+    configure_libvirt "$root"
     mask_slow_units "$root"
     # Not loaded for anything here, and each costs udev time at every boot.
     printf 'blacklist %s\n' psmouse pcspkr serio_raw iTCO_wdt cfg80211 joydev >"$root/etc/modprobe.d/lab.conf"
@@ -107,6 +108,12 @@ configure_network() {
 		ConfigureWithoutCarrier=yes
 	END
     chroot "$root" systemctl --quiet enable systemd-networkd.service
+}
+
+# libvirt asks a starting QEMU for each of the 400 properties of its CPU, one by one: two thirds of the time that QEMU takes
+# to start when emulated. Without this capability it asks for all of them at once.
+configure_libvirt() {
+    echo 'capability_filters = [ "cpu-unavailable-features" ]' >>"$1/etc/libvirt/qemu.conf"
 }
 
 mask_slow_units() {
