@@ -4,7 +4,7 @@
 //! The resolved XML counts for this boot only (`virsh create` of a guest that is defined); the definition stays.
 
 use crate::definition;
-use crate::domain::Domain;
+use crate::domain::{Domain, Request};
 use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::host::Host;
@@ -13,6 +13,8 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What `virsh start` can be told, and so we.
 #[derive(Debug, Default, Clone)]
@@ -32,7 +34,7 @@ pub struct Options {
 /// Nothing of a start that failed stays. What virsh had to say, it has said on stderr itself.
 pub fn start(host: &Host, events: &Events, guest: &str, options: &Options) -> Result<()> {
     let virsh = Virsh { host, limit: events.deadline() };
-    let xml = definition::read(host, guest)?;
+    let xml = whole(host, guest)?;
     let uuid = Domain::parse(&xml)?.uuid;
     let flags = [("--bypass-cache", options.bypass_cache), ("--force-boot", options.force_boot)];
     let flags = flags.iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| *flag);
@@ -58,6 +60,20 @@ pub fn start(host: &Host, events: &Events, guest: &str, options: &Options) -> Re
         restore(&virsh, &uuid, &definition::path(host, guest), &xml)?;
     }
     started
+}
+
+/// The guest's definition. While one of its devices is being moved, that is missing there: it is back in a moment.
+fn whole(host: &Host, guest: &str) -> Result<Vec<u8>> {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let xml = definition::read(host, guest)?;
+        let domain = Domain::parse(&xml)?;
+        let is_missing = |request: &Request| request.moving.is_some() && domain.device_for(request).is_none();
+        if !domain.requests.iter().any(is_missing) || Instant::now() >= end {
+            return Ok(xml);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn create(host: &Host, virsh: &Virsh, guest: &str, xml: &[u8], options: &[String]) -> Result<()> {
