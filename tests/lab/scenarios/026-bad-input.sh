@@ -8,13 +8,13 @@ domain() { guest_xml demo "$@"; }
 # refuses TEXT XML: prepare and start do, in one line.
 refuses() {
     local operation output status
-    for operation in prepare start; do
+    for operation in prepare start migrate restore; do
         status=0
         output=$($hook demo $operation begin - <<<"$2" 2>&1) || status=$?
         [[ $status == 1 && $output == *"$1"* && $(wc -l <<<"$output") == 1 ]] ||
             fail "$operation: expected '$1' in one line, found (exit $status): $output"
     done
-    for operation in stopped release reconnect started migrate restore attach nonsense ''; do
+    for operation in stopped release reconnect started attach nonsense ''; do
         $hook demo "$operation" begin - <<<"$2" >/dev/null || fail "$operation has to succeed, found exit $?"
     done
 }
