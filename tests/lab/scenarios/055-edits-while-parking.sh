@@ -7,7 +7,7 @@ define_passthrough
 modprobe vfio-pci
 systemctl stop vfpool-reconcile.path vfpool-definitions.path
 for number in 1 2 3 4 5 6 7 8 9 10; do
-    source=$(hostdev 01:10.0 | sed 's/.*\(<source>.*<\/source>\).*/\1/')
+    source=$(hostdev 01:10.0 | sed "s/<address /&type='pci' /" | sed 's/.*\(<source>.*<\/source>\).*/\1/')
     if ((number % 2)); then
         define_guest "g$number" "$(hostdev 01:10.0)"
     else
