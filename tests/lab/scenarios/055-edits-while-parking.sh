@@ -38,7 +38,7 @@ editor=$!
 
 # The pool changes hands again and again, so that all of its guests have to move.
 moves() { logged ': parked at ' | wc -l; }
-address_element() { hostdev "$1" | sed 's/.*<source>\(.*\)<\/source>.*/\1/'; }
+address_element() { hostdev "$1" | sed "s/.*<source><address \(.*\)<.source>.*/<address type='pci' \1/"; }
 half() {
     { echo "<pool><name>passthrough</name><forward mode='hostdev'>"; for vf in "$@"; do address_element "$vf"; done; echo '</forward></pool>'; } >/etc/vfpool/pools.d/passthrough.xml
 }
