@@ -53,13 +53,17 @@ pub fn stamp(path: &Path) -> Option<String> {
 /// # Errors
 /// What virsh said.
 pub fn set_requests(virsh: &Virsh, uuid: &str, requests: &[Request]) -> Result<()> {
-    let uri = NAMESPACE;
-    let set = if requests.is_empty() {
-        format!("metadata {uuid} --uri {uri} --config --remove")
-    } else {
-        // Between single quotes virsh takes everything as it is.
-        let text = request_text(requests).replace('\'', "&apos;");
-        format!("metadata {uuid} --uri {uri} --key vfpool --config --set '{text}'")
-    };
-    virsh.run(&[&set], "")
+    if requests.is_empty() {
+        return virsh.run(&["metadata", uuid, "--uri", NAMESPACE, "--config", "--remove"], "");
+    }
+    let text = request_text(requests);
+    virsh.run(&["metadata", uuid, "--uri", NAMESPACE, "--key", "vfpool", "--config", "--set", &text], "")
+}
+
+/// Has libvirt attach, detach or update one device of a guest's definition: this element. `command` is virsh's.
+///
+/// # Errors
+/// What virsh said.
+pub fn edit_device(virsh: &Virsh, command: &str, uuid: &str, element: &str) -> Result<()> {
+    virsh.run(&[command, uuid, "/dev/stdin", "--config"], element)
 }

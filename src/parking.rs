@@ -68,7 +68,7 @@ impl Parking<'_> {
         if parked != before {
             parked.save(self.host)?;
         }
-        let Run { changed, failures, .. } = run;
+        let Run { changed, failures } = run;
         let is_news = |guest: &String| !only_news || changed.contains(guest) || refused.contains(guest);
         let told = failures.into_iter().filter(|(guest, _)| is_news(guest));
         Ok(told.map(|(guest, error)| error.during(format_args!("guest '{guest}'"))).collect())
@@ -225,7 +225,7 @@ impl Parking<'_> {
         let Some((request, device)) = found else { return Ok(()) };
         let (from, text) = (device.address, domain.text_at(device, to));
         match device.kind {
-            Kind::Interface => self.virsh.run(&["update-device", &domain.uuid, "/dev/stdin", "--config"], &text)?,
+            Kind::Interface => definition::edit_device(&self.virsh, "update-device", &domain.uuid, &text)?,
             Kind::Hostdev | Kind::Disk => self.replace(&domain, request, device, &text)?,
         }
         self.log.info(format_args!("guest '{guest}': parked at {to} of pool '{}' (was {from})", request.pool));
@@ -245,16 +245,16 @@ impl Parking<'_> {
         set_moving(Some(text))?;
         // When the last device that has a boot order goes, libvirt sets another one, and takes no such device again.
         if old.contains("<boot ") && !domain.text().contains(PLACEHOLDER) {
-            self.virsh.run(&["attach-device", uuid, "/dev/stdin", "--config"], &placeholder(domain))?;
+            definition::edit_device(&self.virsh, "attach-device", uuid, &placeholder(domain))?;
         }
-        if let Err(error) = self.virsh.run(&["detach-device", uuid, "/dev/stdin", "--config"], &old) {
+        if let Err(error) = definition::edit_device(&self.virsh, "detach-device", uuid, &old) {
             if error.to_string().contains(NOT_THERE) {
                 // Somebody has just taken it away, or pointed it elsewhere; the next run is not to bring it back.
                 set_moving(None)?;
             }
             return Err(error);
         }
-        self.virsh.run(&["attach-device", uuid, "/dev/stdin", "--config"], text)
+        definition::edit_device(&self.virsh, "attach-device", uuid, text)
     }
 
     /// Attaches what a run that did not end has detached.
@@ -263,7 +263,7 @@ impl Parking<'_> {
         let domain = Domain::parse(&xml)?;
         for request in &domain.requests {
             let Some(text) = request.moving.as_ref().filter(|_| domain.device_for(request).is_none()) else { continue };
-            self.virsh.run(&["attach-device", &domain.uuid, "/dev/stdin", "--config"], text)?;
+            definition::edit_device(&self.virsh, "attach-device", &domain.uuid, text)?;
             self.log.warning(format_args!(
                 "guest '{guest}': its device of pool '{}' is back in its definition, after a move that did not end",
                 request.pool
@@ -293,7 +293,7 @@ impl Parking<'_> {
         let is_moving = |request: &&Request| request.moving.is_some();
         if domain.text().contains(PLACEHOLDER) && domain.requests.iter().filter(is_moving).all(is_over) {
             let bare = format!("<interface type='user'><mac address='{PLACEHOLDER}'/></interface>");
-            self.virsh.run(&["detach-device", &domain.uuid, "/dev/stdin", "--config"], &bare)?;
+            definition::edit_device(&self.virsh, "detach-device", &domain.uuid, &bare)?;
         }
         if !domain.requests.iter().filter(is_moving).any(is_over) {
             return Ok(());

@@ -100,7 +100,7 @@ impl Requests<'_> {
                 format!("<interface type='hostdev' managed='{managed}'><mac address='{mac}'/>{source}</interface>")
             }
         };
-        self.virsh.run(&["attach-device", &domain.uuid, "/dev/stdin", "--config"], &element)?;
+        definition::edit_device(&self.virsh, "attach-device", &domain.uuid, &element)?;
         let xml = definition::read(self.host, guest)?;
         let domain = Domain::parse(&xml)?;
         let new =
@@ -158,7 +158,7 @@ impl Requests<'_> {
         };
         if let Some(device) = domain.device_for(request) {
             domain.expect_only(device)?;
-            self.virsh.run(&["detach-device", &domain.uuid, "/dev/stdin", "--config"], &domain.text_of(device))?;
+            definition::edit_device(&self.virsh, "detach-device", &domain.uuid, &domain.text_of(device))?;
         }
         let rest: Vec<Request> = domain.requests.iter().filter(|other| *other != request).cloned().collect();
         definition::set_requests(&self.virsh, &domain.uuid, &rest)?;

@@ -25,13 +25,12 @@ impl Virsh<'_> {
         command
     }
 
-    /// Runs one virsh with this text as its `/dev/stdin`; several commands may stand in one argument, separated by `;`:
-    /// then all are run, and the last one's result counts.
+    /// Runs one command of virsh with this text as its `/dev/stdin`.
     ///
     /// # Errors
     /// What virsh said.
     pub fn run(&self, arguments: &[&str], stdin: &str) -> Result<()> {
-        let name = arguments.first().and_then(|first| first.split(' ').next()).unwrap_or_default();
+        let name = arguments.first().copied().unwrap_or_default();
         let cannot = |why: &str| Error::new(format!("virsh {name}: {why}"));
         let io = |cause: std::io::Error| cannot(&cause.to_string());
         let mut command = self.command();

@@ -20,6 +20,6 @@ done
 expect_no_sharing
 for number in 1 2 3 4 5 6 7; do stop "g$number"; done
 expect_output '' vfpool list
-for vf in "$pci"/0000:01:00.0/virtfn*; do expect_driver "$(link_name "$vf")" vfio-pci; done
+expect_ready 01:00.0 7
 remove_all_guests
 remove_pools

@@ -37,8 +37,7 @@ for ((g = 1; g <= 10; g++)); do virsh -q destroy "g$g" >/dev/null 2>&1 || true; 
 wait_until 60 eval '[[ -z $(vfpool list) ]]'
 vfpool reconcile
 [[ -z $(vfpool list) ]] || fail "leases are left: $(vfpool list)"
-for vf in "$pci"/0000:01:00.0/virtfn*; do expect_driver "$(link_name "$vf")" vfio-pci; done
-[[ $(for vf in "$pci"/0000:01:00.0/virtfn*; do echo "$vf"; done | wc -l) == 7 ]] || fail "a VF is lost"
+expect_ready 01:00.0 7
 changed=$(diff <(echo "$before") <(definitions)) || fail "definitions changed: $changed"
 remove_all_guests
 remove_pools
