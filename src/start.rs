@@ -45,8 +45,9 @@ pub fn start(host: &Host, events: &Events, guest: &str, options: &Options) -> Re
         return show(&virsh, guest, &plainly, &options.passed);
     }
     let resolved = events.resolve(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
-    let started = match resolved.filter(|resolved| *resolved != xml) {
+    let started = match resolved {
         None => show(&virsh, guest, &plainly, &options.passed),
+        // Also where nothing had to be changed: the definition may be in the middle of a move, which began before.
         Some(resolved) => {
             if is_saved {
                 virsh.run(&["managedsave-remove", &uuid], "")?;

@@ -78,6 +78,11 @@ fn each_flag_of_virsh_start_is_passed_on() {
         assert_eq!((host.recorded("claims"), state(&host, "web")), (vec![vf(0), vf(1)], "active".into()), "{flags:?}");
         assert!(!host.path("var/lib/libvirt/qemu/save/web.save").exists(), "{flags:?}");
     }
+    // Also one whose definition is right: that may just be moved, and lack its device when libvirt reads it.
+    let pointed = host();
+    pointed.define("web", &asking("web", &vf(1)));
+    assert_eq!(pointed.vfpool(&["start", "web"]).code, Some(0));
+    assert_eq!(pointed.virsh_trace(), ["create web"]);
     // A guest that asks for nothing is libvirt's alone.
     let host = host();
     host.define("plain", &definition("plain", &[], &[hostdev_at(&vf(2), 0, "")]));
