@@ -9,24 +9,18 @@ use std::path::Path;
 
 /// A failure, told in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error(String);
+pub struct Error {
+    reason: String,
+    remedy: Option<String>,
+}
 
 /// The result of everything here that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error with this message. Control characters (a guest's name may hold a newline) are escaped, so that it
-    /// stays one line in any log.
+    /// An error with this message.
     pub fn new(message: impl AsRef<str>) -> Self {
-        let mut line = String::with_capacity(message.as_ref().len());
-        for character in message.as_ref().chars() {
-            if character.is_control() {
-                line.extend(character.escape_default());
-            } else {
-                line.push(character);
-            }
-        }
-        Self(line)
+        Self { reason: one_line(message.as_ref()), remedy: None }
     }
 
     /// "Cannot `verb` `path`: `cause`".
@@ -34,16 +28,41 @@ impl Error {
         Self::new(format!("Cannot {verb} {}: {cause}", path.display()))
     }
 
+    /// The same error with what to do about it, a sentence of its own.
+    #[must_use]
+    pub fn remedy(self, remedy: impl AsRef<str>) -> Self {
+        Self { remedy: Some(one_line(remedy.as_ref())), ..self }
+    }
+
     /// The same error with what was being done put before it.
     #[must_use]
     pub fn during(self, what: impl fmt::Display) -> Self {
-        Self::new(format!("{what}: {}", self.0))
+        Self { reason: one_line(&format!("{what}: {}", self.reason)), ..self }
     }
+
+    /// What went wrong and why, without what to do about it.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+/// Control characters (a guest's name may hold a newline) are escaped, so that it stays one line in any log.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.reason)?;
+        self.remedy.iter().try_for_each(|remedy| write!(f, ". {remedy}"))
     }
 }
 

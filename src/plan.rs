@@ -102,8 +102,10 @@ pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
     let most = scene.settings.most_devices();
     if assigned > most {
         return Err(Error::new(format!(
-            "it has {assigned} assigned PCI devices, and {most} is the most a guest may have. Remove some, or raise the limit \
-             with <devices max='{assigned}'/> in /etc/vfpool/host.xml{}",
+            "it has {assigned} assigned PCI devices, and {most} is the most a guest may have"
+        ))
+        .remedy(format!(
+            "Remove some, or raise the limit with <devices max='{assigned}'/> in /etc/vfpool/host.xml{}",
             scene.settings_note()
         ))
         .into());
@@ -216,21 +218,18 @@ impl<'a> Scene<'a> {
     /// The function at an address that a guest may have, and its group.
     fn assignable(&'a self, address: PciAddress) -> Result<(&'a Function, u32), Error> {
         let Some(function) = self.functions.get(&address) else {
-            return Err(Error::new(format!(
-                "there is no PCI device {address} on this host. Look with `lspci -D`, and correct the guest with `virsh edit`"
-            )));
+            return Err(Error::new(format!("there is no PCI device {address} on this host"))
+                .remedy("Look with `lspci -D`, and correct the guest with `virsh edit`"));
         };
         if !function.device.is_endpoint() {
-            return Err(Error::new(format!(
-                "{address} is a bridge, and only endpoints can be given to a guest. Assign a device behind it"
-            )));
+            return Err(Error::new(format!("{address} is a bridge, and only endpoints can be given to a guest"))
+                .remedy("Assign a device behind it"));
         }
         let Some(group) = function.device.group else {
-            return Err(Error::new(format!(
-                "{address} has no IOMMU group: the IOMMU is off. Switch VT-d or AMD-Vi on in the firmware, add \
-                 'intel_iommu=on iommu=pt' (AMD: 'iommu=pt') to GRUB_CMDLINE_LINUX in /etc/default/grub, run \
-                 grub2-mkconfig (Debian: update-grub) and reboot"
-            )));
+            return Err(Error::new(format!("{address} has no IOMMU group: the IOMMU is off")).remedy(
+                "Switch VT-d or AMD-Vi on in the firmware, add 'intel_iommu=on iommu=pt' (AMD: 'iommu=pt') to \
+                 GRUB_CMDLINE_LINUX in /etc/default/grub, run grub2-mkconfig (Debian: update-grub) and reboot",
+            ));
         };
         Ok((function, group))
     }
@@ -263,7 +262,7 @@ impl<'a> Scene<'a> {
             ),
             _ => format!("{} is not free: guest '{other}' has it", take.describe()),
         };
-        Error::new(format!("{what}. Stop '{other}' first, or use another device"))
+        Error::new(what).remedy(format!("Stop '{other}' first, or use another device"))
     }
 
     /// Settings that were made and do not count explain many a refusal.
@@ -275,11 +274,11 @@ impl<'a> Scene<'a> {
         let address = take.function.device.address;
         if matches!(need, Need::InVfio { .. }) {
             let what = take.describe();
-            return Error::new(format!("{what} is not free: {need}. {} first, or use another device", need.remedy()));
+            return Error::new(format!("{what} is not free: {need}"))
+                .remedy(format!("{} first, or use another device", need.remedy()));
         }
-        Error::new(format!(
-            "Cannot detach {}: {need}. {}, or allow it with <allow address='{address}'/> in /etc/vfpool/host.xml{}",
-            take.describe(),
+        Error::new(format!("Cannot detach {}: {need}", take.describe())).remedy(format!(
+            "{}, or allow it with <allow address='{address}'/> in /etc/vfpool/host.xml{}",
             need.remedy(),
             self.settings_note()
         ))
@@ -288,22 +287,23 @@ impl<'a> Scene<'a> {
 
 fn refuse_missing(address: PciAddress, owner: &Owner) -> Error {
     let other = &owner.guest;
-    Error::new(format!(
-        "{address} is not there as long as guest '{other}' has the PF that it belongs to. Stop '{other}' first, or use \
-         another device"
-    ))
+    Error::new(format!("{address} is not there as long as guest '{other}' has the PF that it belongs to"))
+        .remedy(format!("Stop '{other}' first, or use another device"))
 }
 
 fn refuse_stopping(address: PciAddress, owner: &Owner) -> Error {
     let other = &owner.guest;
-    Error::new(format!("{address} is not free yet: guest '{other}' is just being stopped. Try again when that is over"))
+    Error::new(format!("{address} is not free yet: guest '{other}' is just being stopped"))
+        .remedy("Try again when that is over")
 }
 
 fn refuse_vf(vf: &Device) -> Error {
     let pf = vf.physfn.map_or_else(String::new, |pf| pf.to_string());
     Error::new(format!(
-        "{} cannot be given to a guest: its PF {pf} is taken with it, and without the PF's driver the VF vanishes. Put the \
-         card into a slot with ACS, so that each VF has an IOMMU group of its own, or give the guest {pf} alone",
+        "{} cannot be given to a guest: its PF {pf} is taken with it, and without the PF's driver the VF vanishes",
         vf.address
+    ))
+    .remedy(format!(
+        "Put the card into a slot with ACS, so that each VF has an IOMMU group of its own, or give the guest {pf} alone"
     ))
 }

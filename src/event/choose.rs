@@ -154,9 +154,9 @@ impl Events<'_> {
             match (domain.device_for(request), &request.moving) {
                 (None, Some(_)) => {
                     return Err(Error::new(format!(
-                        "its device of pool '{pool}' (in the guest at {address}) is just being pointed at a free one. Start it \
-                         again in a moment; if that does not help, run `vfpool reconcile`"
-                    )));
+                        "its device of pool '{pool}' (in the guest at {address}) is just being pointed at a free one"
+                    ))
+                    .remedy("Start it again in a moment; if that does not help, run `vfpool reconcile`"));
                 }
                 (None, None) => self.log.warning(format_args!(
                     "guest '{}' asks pool '{pool}' for a device at {address}, where it has none; see `vfpool detach`",
@@ -181,7 +181,7 @@ impl Events<'_> {
         let Some((free, _)) = free else {
             let is_told = standings.iter().any(|(address, _)| Some(*address) == device);
             let held = held(pool, &standings);
-            return Error::new(if is_told { held } else { format!("{}. {held}", sentence(&why)) });
+            return if is_told { held } else { Error::new(why.reason()).remedy(held.to_string()) };
         };
         let then = match pool.on_busy {
             OnBusy::Refuse => {
@@ -192,7 +192,8 @@ impl Events<'_> {
                 "it is started again by itself with a free one (on-busy='restart')".to_owned()
             }
         };
-        Error::new(format!("{}. {free} of pool '{name}' is free, and {then}", sentence(&why)))
+        // What to do about one certain device does not fit where any of a pool will do.
+        Error::new(why.reason()).remedy(format!("{free} of pool '{name}' is free, and {then}"))
     }
 
     fn exhausted(&self, guest: &str, pool: &Pool, refused: &BTreeMap<PciAddress, Error>) -> Error {
@@ -200,7 +201,7 @@ impl Events<'_> {
             return why.clone();
         }
         match self.availability().of_pool(guest, pool) {
-            Ok(standings) => Error::new(held(pool, &standings)),
+            Ok(standings) => held(pool, &standings),
             Err(error) => error,
         }
     }
@@ -213,16 +214,10 @@ impl Events<'_> {
     }
 }
 
-/// An error without the remedy that only fits a device which is not of a pool.
-fn sentence(why: &Error) -> String {
-    let text = why.to_string();
-    text.split(". ").next().unwrap_or_default().to_owned()
-}
-
 /// Who has the devices of a pool of which none is free.
-fn held(pool: &Pool, standings: &[(PciAddress, Standing)]) -> String {
+fn held(pool: &Pool, standings: &[(PciAddress, Standing)]) -> Error {
     if standings.is_empty() {
-        return format!("pool '{}' has no devices now; run `vfpool setup` to see why", pool.name);
+        return Error::new(format!("pool '{}' has no devices now; run `vfpool setup` to see why", pool.name));
     }
     let who = |standing: &Standing| match standing {
         Standing::Free => "this guest's other device".to_owned(),
@@ -234,5 +229,6 @@ fn held(pool: &Pool, standings: &[(PciAddress, Standing)]) -> String {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    format!("no device of pool '{}' is free: {}{more}. Stop one of these first", pool.name, named.join(", "))
+    Error::new(format!("no device of pool '{}' is free: {}{more}", pool.name, named.join(", ")))
+        .remedy("Stop one of these first")
 }
