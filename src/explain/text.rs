@@ -1,0 +1,203 @@
+//! The explanation for a person: labelled lines, plain text.
+
+use super::{Action, Actor, Chosen, Device, Fate, Guest, GuestDevice, GuestState, Member, Pointer, Start, Verdict};
+use crate::lease::{Role, State};
+
+/// A line with its label.
+fn labelled(label: &str, text: impl AsRef<str>) -> String {
+    format!("  {label:<13} {}", text.as_ref())
+}
+
+fn driver(driver: Option<&String>) -> &str {
+    driver.map_or("no driver", String::as_str)
+}
+
+pub(super) fn device(device: &Device) -> Vec<String> {
+    let mut lines = vec![format!("{}  {} {} (class {})", device.address, device.id, kind(&device.class), device.class)];
+    lines.push(labelled("driver", driver(device.driver.as_ref())));
+    if !device.netdevs.is_empty() {
+        lines.push(labelled("interface", device.netdevs.join(", ")));
+    }
+    if let Some(pf) = device.physfn {
+        lines.push(labelled("VF of", pf.to_string()));
+    }
+    if let Some(most) = device.totalvfs {
+        lines.push(labelled("VFs", format!("{} of {most}", device.vfs.len())));
+    }
+    if let Some(node) = device.numa_node {
+        lines.push(labelled("NUMA node", node.to_string()));
+    }
+    lines.push(labelled("option ROM", if device.option_rom { "yes" } else { "no" }));
+    match device.group {
+        Some(group) if device.members.is_empty() => lines.push(labelled("IOMMU group", format!("{group}, alone"))),
+        Some(group) => lines.push(labelled("IOMMU group", format!("{group}, with"))),
+        None => lines.push(labelled("IOMMU group", "none: the IOMMU is off")),
+    }
+    lines.extend(device.members.iter().map(member));
+    if let Some(pool) = &device.pool {
+        lines.push(labelled("pool", pool));
+    }
+    if let Some(lease) = &device.lease {
+        let state = lease.state.map_or("lost", state);
+        let role = lease.role.map_or_else(String::new, |role| format!(", {role}"));
+        let before = driver(lease.driver_before.as_ref());
+        lines.push(labelled("leased to", format!("guest '{}' ({state}{role}), was on {before}", lease.guest)));
+    }
+    if let Some(by) = &device.used_by {
+        lines.push(labelled("used", by));
+    }
+    lines.extend(device.pointed_at_by.iter().map(pointer));
+    lines.push(labelled("verdict", verdict(&device.start)));
+    lines.extend(actions("a guest with it would", &device.start.steps));
+    lines.extend(actions("and at its stop", &device.start.at_stop));
+    lines
+}
+
+/// A word for a class code's first byte.
+/// Source: pci.ids, "List of known device classes".
+fn kind(class: &str) -> &'static str {
+    match class.get(2..4) {
+        Some("01") => "storage",
+        Some("02") => "network",
+        Some("03") => "display",
+        Some("04") => "multimedia",
+        Some("06") => "bridge",
+        Some("0b" | "12") => "processor",
+        Some("0c") => "serial bus",
+        _ => "device",
+    }
+}
+
+fn member(member: &Member) -> String {
+    let why = member.why.as_deref().unwrap_or_default();
+    let fate = match member.fate {
+        Fate::Bridge => "bridge, never touched".to_owned(),
+        Fate::Leased => format!("guest '{why}' has it"),
+        Fate::Needed => format!("needed: {why}"),
+        Fate::Detached => "would be detached".to_owned(),
+        Fate::Stays => "stays there".to_owned(),
+    };
+    format!("    {}  {:<10} {fate}", member.address, driver(member.driver.as_ref()))
+}
+
+fn pointer(pointer: &Pointer) -> String {
+    let how = pointer.pool.as_ref().map_or_else(|| "by its address".to_owned(), |pool| format!("pool '{pool}'"));
+    let state = if pointer.is_running { "runs" } else { "stopped" };
+    labelled("defined for", format!("guest '{}' ({how}, {state})", pointer.guest))
+}
+
+fn verdict(start: &Start) -> String {
+    match (&start.refusal, &start.left_by) {
+        (Some(refusal), _) => format!("not free: {refusal}"),
+        (None, Some(guest)) => format!("not free yet: {}", left(guest)),
+        (None, None) => "free".to_owned(),
+    }
+}
+
+fn left(guest: &str) -> String {
+    format!(
+        "guest '{guest}' is gone, and what it had goes back first, then is decided; `vfpool reconcile` gives it back now"
+    )
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Reserved => "reserved",
+        State::Pending => "starting",
+        State::Active => "active",
+        State::Failed => "start failed",
+        State::Returning => "returning",
+    }
+}
+
+/// A heading, and what is done below it.
+fn actions(heading: &str, actions: &[Action]) -> Vec<String> {
+    let heading = (!actions.is_empty()).then(|| format!("{heading}:"));
+    let line = |action: &Action| {
+        let by = if action.by == Actor::Libvirt { "libvirt: " } else { "" };
+        let role = match action.role {
+            Role::Managed | Role::Unmanaged => String::new(),
+            role => format!(" ({role})"),
+        };
+        format!("  {}  {by}{}{role}", action.address, action.what)
+    };
+    heading.into_iter().chain(actions.iter().map(line)).collect()
+}
+
+pub(super) fn guest(guest: &Guest) -> Vec<String> {
+    let pid = guest.pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    let doing = match guest.state {
+        GuestState::Running => "runs",
+        GuestState::Starting => "is being started",
+        GuestState::ShutOff => "is shut off",
+    };
+    let mut lines = vec![format!("guest '{}' {doing}{pid}", guest.name)];
+    if let Some(lease) = guest.lease {
+        lines.push(labelled("lease", state(lease)));
+    }
+    if let Some(why) = &guest.attention {
+        lines.push(labelled("attention", why));
+    }
+    if guest.is_saved {
+        lines.push(labelled("saved", "`virsh start` restores it, with devices as `vfpool start` chooses them"));
+    }
+    if guest.devices.is_empty() {
+        lines.push(labelled("devices", "none of PCI"));
+    }
+    for device in &guest.devices {
+        lines.extend(guest_device(device));
+    }
+    lines.extend(guest.warnings.iter().map(|warning| labelled("warning", warning)));
+    if let Some(start) = &guest.start {
+        lines.extend(guest_start(guest, start));
+    }
+    if let Some(chosen) = &guest.chosen {
+        lines.extend(choice(guest, chosen));
+    }
+    lines.extend(actions("when it stops, it will", &guest.at_stop));
+    lines
+}
+
+fn guest_device(device: &GuestDevice) -> Vec<String> {
+    let pool = device.pool.as_ref().map_or_else(String::new, |pool| format!(", pool '{pool}'"));
+    let managed = if device.is_managed { "" } else { ", managed='no'" };
+    let standing = match device.verdict {
+        Verdict::Free => "free",
+        Verdict::Own => "has it",
+        Verdict::Left => "not given back yet",
+        Verdict::Refused => "not free",
+    };
+    let line = format!("{} ({}{pool}{managed}): {standing}", device.address, device.kind);
+    let mut lines = vec![labelled("device", line)];
+    lines.extend(device.why.iter().map(|why| labelled("", why)));
+    lines
+}
+
+fn guest_start(guest: &Guest, start: &Start) -> Vec<String> {
+    let name = &guest.name;
+    if let Some(refusal) = &start.refusal {
+        return vec![format!("`virsh start {name}` would be refused:"), format!("  vfpool: guest '{name}': {refusal}")];
+    }
+    if let Some(gone) = &start.left_by {
+        return vec![format!("`virsh start {name}`: {}", left(gone))];
+    }
+    if start.steps.is_empty() {
+        return vec![format!("`virsh start {name}` would have nothing to do here")];
+    }
+    let mut lines = actions(&format!("`virsh start {name}` would"), &start.steps);
+    lines.extend(actions("and at its stop", &start.at_stop));
+    lines
+}
+
+fn choice(guest: &Guest, chosen: &Chosen) -> Vec<String> {
+    let name = &guest.name;
+    if let Some(refusal) = &chosen.refusal {
+        return vec![
+            format!("`vfpool start {name}` would be refused:"),
+            format!("  vfpool: guest '{name}': {refusal}"),
+        ];
+    }
+    let heading = (!chosen.devices.is_empty()).then(|| format!("`vfpool start {name}` would choose:"));
+    let line = |choice: &super::Choice| format!("  {}  of pool '{}'", choice.address, choice.pool);
+    heading.into_iter().chain(chosen.devices.iter().map(line)).collect()
+}
