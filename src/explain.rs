@@ -19,6 +19,7 @@ use crate::sysfs;
 use serde::Serialize;
 use std::fs;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 /// The answer, as `--json` shows it. Values that do not exist are left out.
 #[derive(Debug, Serialize)]
@@ -118,6 +119,8 @@ enum Fate {
     Needed,
     /// It goes to vfio-pci for as long as the guest runs.
     Detached,
+    /// A VF that goes with its PF, and comes back with it.
+    Vanishes,
     /// It is on vfio-pci already, and stays.
     Stays,
 }
@@ -258,8 +261,9 @@ struct Action {
     address: PciAddress,
     /// Why it is touched.
     role: Role,
-    /// Who does it.
-    by: Actor,
+    /// Who does it; nobody has to, if it only stays or goes with another device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<Actor>,
     /// What is done.
     what: String,
     /// The writes to sysfs that do it.
@@ -401,21 +405,16 @@ impl Start {
 
 /// The steps of a start for one device; the last one of a managed device is libvirt's.
 fn at_start(host: &Host, Taken { device, held, steps }: &Taken) -> Vec<Action> {
-    let action = |by, what: String, writes| Action { address: held.address, role: held.role, by, what, writes };
-    let writes = |writes: Vec<(std::path::PathBuf, String)>| {
+    let action = |by, what, writes| Action { address: held.address, role: held.role, by, what, writes };
+    let writes = |writes: Vec<(PathBuf, String)>| {
         writes.into_iter().map(|(file, value)| FileWrite { file: file.display().to_string(), value }).collect()
     };
-    let mut actions: Vec<Action> =
-        steps.iter().map(|step| action(Actor::Vfpool, step.to_string(), writes(step.writes(host, device)))).collect();
-    match held.role {
-        Role::Managed if !device.on_vfio => {
-            actions.push(action(Actor::Libvirt, format!("bind to {VFIO_PCI}"), Vec::new()));
-        }
-        Role::Vf => actions.push(action(Actor::Vfpool, "goes with its PF".to_owned(), Vec::new())),
-        _ if actions.is_empty() => {
-            let driver = device.driver.as_deref().unwrap_or(VFIO_PCI);
-            actions.push(action(Actor::Vfpool, format!("stays on {driver}"), Vec::new()));
-        }
+    let own = steps.iter().map(|step| action(Some(Actor::Vfpool), step.to_string(), writes(step.writes(host, device))));
+    let mut actions: Vec<Action> = own.collect();
+    match (held.role, &device.driver) {
+        (Role::Vf, _) => actions.push(action(None, "goes with its PF".to_owned(), Vec::new())),
+        (_, Some(driver)) if device.on_vfio => actions.push(action(None, format!("stays on {driver}"), Vec::new())),
+        (Role::Managed, _) => actions.push(action(Some(Actor::Libvirt), format!("bind to {VFIO_PCI}"), Vec::new())),
         _ => {}
     }
     actions
@@ -425,18 +424,16 @@ fn at_start(host: &Host, Taken { device, held, steps }: &Taken) -> Vec<Action> {
 fn at_stop<'a>(devices: impl DoubleEndedIterator<Item = &'a Held>) -> Vec<Action> {
     let mut actions = Vec::new();
     for held in devices.rev() {
-        let by = if held.role == Role::Managed { Actor::Libvirt } else { Actor::Vfpool };
         let action = |by, what| Action { address: held.address, role: held.role, by, what, writes: Vec::new() };
-        let driver = held.driver.as_deref();
-        actions.push(match driver {
-            Some(driver) if held.role == Role::Vf => action(by, format!("comes back with its PF, on {driver}")),
-            None if held.role == Role::Vf => action(by, "comes back with its PF, on no driver".to_owned()),
-            Some(driver) if driver.contains("vfio") => action(Actor::Vfpool, format!("stays on {driver}")),
-            Some(driver) => action(by, format!("give back to {driver}")),
-            None => action(by, "give back to no driver".to_owned()),
+        actions.push(match (held.role, held.driver.as_deref()) {
+            (Role::Vf, driver) => action(None, format!("comes back with its PF, on {}", driver.unwrap_or("no driver"))),
+            (_, Some(driver)) if driver.contains("vfio") => action(None, format!("stays on {driver}")),
+            (Role::Managed, Some(driver)) => action(Some(Actor::Libvirt), format!("give back to {driver}")),
+            (Role::Managed, None) => action(Some(Actor::Libvirt), "give back (it had no driver)".to_owned()),
+            (_, driver) => action(Some(Actor::Vfpool), format!("give back to {}", driver.unwrap_or("no driver"))),
         });
         if held.numvfs > 0 {
-            actions.push(action(Actor::Vfpool, format!("make its {} VFs again", held.numvfs)));
+            actions.push(action(Some(Actor::Vfpool), format!("make its {} VFs again", held.numvfs)));
         }
     }
     actions

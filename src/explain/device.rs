@@ -64,8 +64,9 @@ pub(super) fn explain(host: &Host, events: &Events, address: PciAddress) -> Resu
 /// The other members of the group.
 fn members(host: &Host, events: &Events, device: &sysfs::Device) -> Result<Vec<Member>> {
     let Some(group) = device.group else { return Ok(Vec::new()) };
+    let all = sysfs::group_members(host, group)?;
     let mut members = Vec::new();
-    for address in sysfs::group_members(host, group)?.into_iter().filter(|member| *member != device.address) {
+    for address in all.iter().copied().filter(|member| *member != device.address) {
         let Some(member) = sysfs::identity(host, address)? else { continue };
         let (fate, why) = if member.is_bridge() {
             (Fate::Bridge, None)
@@ -73,6 +74,7 @@ fn members(host: &Host, events: &Events, device: &sysfs::Device) -> Result<Vec<M
             match events.availability().of_member(ANY_GUEST, &member)? {
                 Some(Standing::Leased { guest }) => (Fate::Leased, Some(guest)),
                 Some(Standing::Needed { by }) => (Fate::Needed, Some(with_guest(host, by)?)),
+                _ if member.physfn.is_some_and(|pf| all.contains(&pf)) => (Fate::Vanishes, None),
                 _ if member.on_vfio => (Fate::Stays, None),
                 _ => (Fate::Detached, None),
             }

@@ -47,9 +47,13 @@ pub(super) fn device(device: &Device) -> Vec<String> {
         lines.push(labelled("used", by));
     }
     lines.extend(device.pointed_at_by.iter().map(pointer));
-    lines.push(labelled("verdict", verdict(&device.start)));
-    lines.extend(actions("a guest with it would", &device.start.steps));
-    lines.extend(actions("and at its stop", &device.start.at_stop));
+    let start = &device.start;
+    lines.push(labelled("verdict", verdict(start)));
+    if let Some(refusal) = &start.refusal {
+        lines.extend(["a guest with it would be refused:".to_owned(), format!("  {refusal}")]);
+    }
+    lines.extend(actions("a guest with it would", &start.steps));
+    lines.extend(actions("and at its stop", &start.at_stop));
     lines
 }
 
@@ -74,29 +78,33 @@ fn member(member: &Member) -> String {
         Fate::Bridge => "bridge, never touched".to_owned(),
         Fate::Leased => format!("guest '{why}' has it"),
         Fate::Needed => format!("needed: {why}"),
+        Fate::Detached if member.driver.is_none() => "would go to vfio-pci".to_owned(),
         Fate::Detached => "would be detached".to_owned(),
+        Fate::Vanishes => "goes with its PF".to_owned(),
         Fate::Stays => "stays there".to_owned(),
     };
     format!("    {}  {:<10} {fate}", member.address, driver(member.driver.as_ref()))
 }
 
-fn pointer(pointer: &Pointer) -> String {
-    let how = pointer.pool.as_ref().map_or_else(|| "by its address".to_owned(), |pool| format!("pool '{pool}'"));
-    let state = if pointer.is_running { "runs" } else { "stopped" };
-    labelled("defined for", format!("guest '{}' ({how}, {state})", pointer.guest))
+fn pointer(Pointer { guest, is_running, pool }: &Pointer) -> String {
+    match pool {
+        Some(pool) if !is_running => labelled("parked by", format!("guest '{guest}' (pool '{pool}')")),
+        _ => labelled("defined for", format!("guest '{guest}'{}", if *is_running { " (runs)" } else { "" })),
+    }
 }
 
 fn verdict(start: &Start) -> String {
-    match (&start.refusal, &start.left_by) {
-        (Some(refusal), _) => format!("not free: {refusal}"),
-        (None, Some(guest)) => format!("not free yet: {}", left(guest)),
-        (None, None) => "free".to_owned(),
+    match &start.left_by {
+        Some(guest) => format!("not free yet: {}", left(guest)),
+        None if start.refusal.is_some() => "not free".to_owned(),
+        None => "free".to_owned(),
     }
 }
 
 fn left(guest: &str) -> String {
     format!(
-        "guest '{guest}' is gone, and what it had goes back first, then is decided; `vfpool reconcile` gives it back now"
+        "guest '{guest}' is gone and has left devices, which are given back before anything else; `vfpool reconcile` does it \
+         now"
     )
 }
 
@@ -114,7 +122,7 @@ fn state(state: State) -> &'static str {
 fn actions(heading: &str, actions: &[Action]) -> Vec<String> {
     let heading = (!actions.is_empty()).then(|| format!("{heading}:"));
     let line = |action: &Action| {
-        let by = if action.by == Actor::Libvirt { "libvirt: " } else { "" };
+        let by = if action.by == Some(Actor::Libvirt) { "libvirt: " } else { "" };
         let role = match action.role {
             Role::Managed | Role::Unmanaged => String::new(),
             role => format!(" ({role})"),
@@ -144,8 +152,9 @@ pub(super) fn guest(guest: &Guest) -> Vec<String> {
     if guest.devices.is_empty() {
         lines.push(labelled("devices", "none of PCI"));
     }
+    let refusal = guest.start.as_ref().and_then(|start| start.refusal.as_deref());
     for device in &guest.devices {
-        lines.extend(guest_device(device));
+        lines.extend(guest_device(device, refusal.unwrap_or_default()));
     }
     lines.extend(guest.warnings.iter().map(|warning| labelled("warning", warning)));
     if let Some(start) = &guest.start {
@@ -154,11 +163,13 @@ pub(super) fn guest(guest: &Guest) -> Vec<String> {
     if let Some(chosen) = &guest.chosen {
         lines.extend(choice(guest, chosen));
     }
-    lines.extend(actions("when it stops, it will", &guest.at_stop));
+    let is_off = guest.state == GuestState::ShutOff;
+    lines.extend(actions(if is_off { "still to be done after its stop" } else { "at its stop" }, &guest.at_stop));
     lines
 }
 
-fn guest_device(device: &GuestDevice) -> Vec<String> {
+/// What the refusal of the whole start says is not said twice.
+fn guest_device(device: &GuestDevice, refusal: &str) -> Vec<String> {
     let pool = device.pool.as_ref().map_or_else(String::new, |pool| format!(", pool '{pool}'"));
     let managed = if device.is_managed { "" } else { ", managed='no'" };
     let standing = match device.verdict {
@@ -169,7 +180,8 @@ fn guest_device(device: &GuestDevice) -> Vec<String> {
     };
     let line = format!("{} ({}{pool}{managed}): {standing}", device.address, device.kind);
     let mut lines = vec![labelled("device", line)];
-    lines.extend(device.why.iter().map(|why| labelled("", why)));
+    let is_said = |why: &str| refusal.contains(why.split(". ").next().unwrap_or_default());
+    lines.extend(device.why.iter().filter(|why| !is_said(why)).map(|why| labelled("", why)));
     lines
 }
 
