@@ -182,7 +182,7 @@ pub struct Guest {
     /// What `vfpool start` would choose, if it is shut off and asks pools.
     #[serde(skip_serializing_if = "Option::is_none")]
     chosen: Option<Chosen>,
-    /// What will be done when it stops, if it has a lease.
+    /// What will be done when it stops, if it runs and has a lease.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     at_stop: Vec<Action>,
 }
@@ -246,6 +246,9 @@ struct Start {
     /// The guest that is gone and whose devices would be given back first.
     #[serde(skip_serializing_if = "Option::is_none")]
     left_by: Option<String>,
+    /// What would be given back of that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left: Vec<Action>,
     /// What would be done, in this order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     steps: Vec<Action>,
@@ -382,24 +385,28 @@ fn device_of(host: &Host, name: &str) -> Option<PciAddress> {
 }
 
 impl Start {
-    fn refused(why: &Error) -> Self {
-        Self {
-            verdict: Verdict::Refused,
-            refusal: Some(why.to_string()),
-            left_by: None,
-            steps: Vec::new(),
-            at_stop: Vec::new(),
-        }
+    fn new(verdict: Verdict) -> Self {
+        Self { verdict, refusal: None, left_by: None, left: Vec::new(), steps: Vec::new(), at_stop: Vec::new() }
     }
 
-    fn new(host: &Host, forecast: &Forecast) -> Self {
-        let (verdict, left_by, taken) = match forecast {
-            Forecast::GiveBack(guest) => (Verdict::Left, Some(guest.clone()), [].as_slice()),
-            Forecast::Take(taken) => (Verdict::Free, None, taken.as_slice()),
-        };
-        let steps = taken.iter().flat_map(|taken| at_start(host, taken)).collect();
-        let at_stop = at_stop(taken.iter().map(|taken| &taken.held));
-        Self { verdict, refusal: None, left_by, steps, at_stop }
+    fn refused(why: &Error) -> Self {
+        Self { refusal: Some(why.to_string()), ..Self::new(Verdict::Refused) }
+    }
+
+    fn foreseen(host: &Host, events: &Events, forecast: Forecast) -> Result<Self> {
+        Ok(match forecast {
+            Forecast::Take(taken) => Self {
+                steps: taken.iter().flat_map(|taken| at_start(host, taken)).collect(),
+                at_stop: at_stop(taken.iter().map(|taken| &taken.held), Actor::Libvirt),
+                ..Self::new(Verdict::Free)
+            },
+            Forecast::GiveBack(guest) => {
+                let lease = events.store().look(&guest)?;
+                // libvirt does nothing any more.
+                let left = at_stop(lease.iter().flat_map(|lease| &lease.devices), Actor::Vfpool);
+                Self { left_by: Some(guest), left, ..Self::new(Verdict::Left) }
+            }
+        })
     }
 }
 
@@ -420,16 +427,16 @@ fn at_start(host: &Host, Taken { device, held, steps }: &Taken) -> Vec<Action> {
     actions
 }
 
-/// What brings devices back to where they were found, when the guest has stopped.
-fn at_stop<'a>(devices: impl DoubleEndedIterator<Item = &'a Held>) -> Vec<Action> {
+/// What brings devices back to where they were found, when the guest has stopped; `managed` does it with managed ones.
+fn at_stop<'a>(devices: impl DoubleEndedIterator<Item = &'a Held>, managed: Actor) -> Vec<Action> {
     let mut actions = Vec::new();
     for held in devices.rev() {
         let action = |by, what| Action { address: held.address, role: held.role, by, what, writes: Vec::new() };
         actions.push(match (held.role, held.driver.as_deref()) {
             (Role::Vf, driver) => action(None, format!("comes back with its PF, on {}", driver.unwrap_or("no driver"))),
             (_, Some(driver)) if driver.contains("vfio") => action(None, format!("stays on {driver}")),
-            (Role::Managed, Some(driver)) => action(Some(Actor::Libvirt), format!("give back to {driver}")),
-            (Role::Managed, None) => action(Some(Actor::Libvirt), "give back (it had no driver)".to_owned()),
+            (Role::Managed, Some(driver)) => action(Some(managed), format!("give back to {driver}")),
+            (Role::Managed, None) => action(Some(managed), "give back (it had no driver)".to_owned()),
             (_, driver) => action(Some(Actor::Vfpool), format!("give back to {}", driver.unwrap_or("no driver"))),
         });
         if held.numvfs > 0 {

@@ -53,8 +53,8 @@ pub(super) fn explain(host: &Host, events: &Events, address: PciAddress) -> Resu
             _ => None,
         },
         pointed_at_by: pointers(host, address)?,
-        start: match &forecast {
-            Ok(forecast) => Start::new(host, forecast),
+        start: match forecast {
+            Ok(forecast) => Start::foreseen(host, events, forecast)?,
             Err(refusal) => Start::refused(&refusal.why),
         },
         driver: found.driver,

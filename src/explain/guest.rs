@@ -1,6 +1,6 @@
 //! One guest: its devices, its lease, and its next start.
 
-use super::{Choice, Chosen, Guest, GuestDevice, GuestState, Start, Verdict, at_stop};
+use super::{Actor, Choice, Chosen, Guest, GuestDevice, GuestState, Start, Verdict, at_stop};
 use crate::definition;
 use crate::domain::{Assigned, Device, Domain, Kind};
 use crate::error::{Error, Result};
@@ -36,10 +36,10 @@ pub(super) fn explain(host: &Host, events: &Events, name: &str) -> Result<Guest>
         warnings: Vec::new(),
         start: None,
         chosen: None,
-        at_stop: lease
-            .as_ref()
-            .filter(|lease| lease.state != State::Reserved)
-            .map_or_else(Vec::new, |lease| at_stop(lease.devices.iter())),
+        at_stop: match &lease {
+            Some(lease) if state != GuestState::ShutOff => at_stop(lease.devices.iter(), Actor::Libvirt),
+            _ => Vec::new(),
+        },
     };
     let domain = match Domain::parse(&xml) {
         Ok(domain) => domain,
@@ -68,7 +68,7 @@ pub(super) fn explain(host: &Host, events: &Events, name: &str) -> Result<Guest>
     }
     if is_off {
         guest.start = Some(match events.foresee(name, &domain) {
-            Ok(forecast) => Start::new(host, &forecast),
+            Ok(forecast) => Start::foreseen(host, events, forecast)?,
             Err(why) => Start::refused(&why),
         });
         guest.chosen = chosen(events, name, &domain);

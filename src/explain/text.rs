@@ -52,6 +52,9 @@ pub(super) fn device(device: &Device) -> Vec<String> {
     if let Some(refusal) = &start.refusal {
         lines.extend(["a guest with it would be refused:".to_owned(), format!("  {refusal}")]);
     }
+    if let Some(gone) = &start.left_by {
+        lines.extend(left("a guest with it", gone, start));
+    }
     lines.extend(actions("a guest with it would", &start.steps));
     lines.extend(actions("and at its stop", &start.at_stop));
     lines
@@ -95,25 +98,26 @@ fn pointer(Pointer { guest, is_running, pool }: &Pointer) -> String {
 
 fn verdict(start: &Start) -> String {
     match &start.left_by {
-        Some(guest) => format!("not free yet: {}", left(guest)),
+        Some(guest) => format!("not free yet: guest '{guest}', which is gone, has left devices"),
         None if start.refusal.is_some() => "not free".to_owned(),
         None => "free".to_owned(),
     }
 }
 
-fn left(guest: &str) -> String {
-    format!(
-        "guest '{guest}' is gone and has left devices, which are given back before anything else; `vfpool reconcile` does it \
-         now"
-    )
+/// What a start first does about a guest that is gone.
+fn left(who: &str, guest: &str, start: &Start) -> Vec<String> {
+    let heading = format!("{who} would first give back what guest '{guest}' has left, as `vfpool reconcile` does");
+    let mut lines = actions(&heading, &start.left);
+    lines.push("and then decide anew".to_owned());
+    lines
 }
 
 fn state(state: State) -> &'static str {
     match state {
         State::Reserved => "reserved",
-        State::Pending => "starting",
+        State::Pending => "pending",
         State::Active => "active",
-        State::Failed => "start failed",
+        State::Failed => "failed",
         State::Returning => "returning",
     }
 }
@@ -124,8 +128,8 @@ fn actions(heading: &str, actions: &[Action]) -> Vec<String> {
     let line = |action: &Action| {
         let by = if action.by == Some(Actor::Libvirt) { "libvirt: " } else { "" };
         let role = match action.role {
-            Role::Managed | Role::Unmanaged => String::new(),
-            role => format!(" ({role})"),
+            Role::Sibling => " (sibling)",
+            Role::Managed | Role::Unmanaged | Role::Vf => "",
         };
         format!("  {}  {by}{}{role}", action.address, action.what)
     };
@@ -163,8 +167,7 @@ pub(super) fn guest(guest: &Guest) -> Vec<String> {
     if let Some(chosen) = &guest.chosen {
         lines.extend(choice(guest, chosen));
     }
-    let is_off = guest.state == GuestState::ShutOff;
-    lines.extend(actions(if is_off { "still to be done after its stop" } else { "at its stop" }, &guest.at_stop));
+    lines.extend(actions("at its stop", &guest.at_stop));
     lines
 }
 
@@ -191,7 +194,7 @@ fn guest_start(guest: &Guest, start: &Start) -> Vec<String> {
         return vec![format!("`virsh start {name}` would be refused:"), format!("  vfpool: guest '{name}': {refusal}")];
     }
     if let Some(gone) = &start.left_by {
-        return vec![format!("`virsh start {name}`: {}", left(gone))];
+        return left(&format!("`virsh start {name}`"), gone, start);
     }
     if start.steps.is_empty() {
         return vec![format!("`virsh start {name}` would have nothing to do here")];
