@@ -107,7 +107,12 @@ pub struct Mover<'a> {
 impl Mover<'_> {
     /// Takes a device off the host, as its role demands.
     pub fn take(&self, held: &Held) -> Result<()> {
-        let device = self.found(held)?;
+        let device = self.find(held)?.ok_or_else(|| {
+            Error::new(format!(
+                "{} went away, or another device took its place, while the guest was started",
+                held.address
+            ))
+        })?;
         self.carry_out(&device, &self.steps(&device, held.role))?;
         match held.role {
             Role::Unmanaged | Role::Sibling if !device.on_vfio => self.expect_vfio(&device, held),
@@ -115,14 +120,8 @@ impl Mover<'_> {
         }
     }
 
-    /// What [`take`](Self::take) does with a device, and the device as it is now. Changes nothing.
-    pub fn plan(&self, held: &Held) -> Result<(Device, Vec<Step>)> {
-        let device = self.found(held)?;
-        let steps = self.steps(&device, held.role);
-        Ok((device, steps))
-    }
-
-    fn steps(&self, device: &Device, role: Role) -> Vec<Step> {
+    /// What [`take`](Self::take) does with a device that is found so. Changes nothing.
+    pub fn steps(&self, device: &Device, role: Role) -> Vec<Step> {
         let mut steps = Vec::new();
         if device.numvfs > 0 && device.on_host_driver() {
             steps.push(Step::RemoveVfs { count: device.numvfs });
@@ -169,15 +168,6 @@ impl Mover<'_> {
             self.restore_vfs(held)?;
         }
         Ok(true)
-    }
-
-    fn found(&self, held: &Held) -> Result<Device> {
-        self.find(held)?.ok_or_else(|| {
-            Error::new(format!(
-                "{} went away, or another device took its place, while the guest was started",
-                held.address
-            ))
-        })
     }
 
     /// The device that was taken; not another one that has its address now.

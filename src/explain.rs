@@ -229,7 +229,7 @@ enum Verdict {
     Free,
     /// The guest in question has it already.
     Own,
-    /// A guest that is gone has left it; it would be given back first, and then be decided on.
+    /// Guests that are gone have left devices; only when these were given back can be told more.
     Left,
     /// It would be refused.
     Refused,
@@ -243,10 +243,10 @@ struct Start {
     /// Why it would be refused, as the hook would say it.
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<String>,
-    /// The guest that is gone and whose devices would be given back first.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    left_by: Option<String>,
-    /// What would be given back of that.
+    /// The guests that are gone and whose devices would be given back first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_by: Vec<String>,
+    /// How these devices would be given back.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left: Vec<Action>,
     /// What would be done, in this order.
@@ -385,27 +385,33 @@ fn device_of(host: &Host, name: &str) -> Option<PciAddress> {
 }
 
 impl Start {
-    fn new(verdict: Verdict) -> Self {
-        Self { verdict, refusal: None, left_by: None, left: Vec::new(), steps: Vec::new(), at_stop: Vec::new() }
-    }
-
     fn refused(why: &Error) -> Self {
-        Self { refusal: Some(why.to_string()), ..Self::new(Verdict::Refused) }
+        Self {
+            verdict: Verdict::Refused,
+            refusal: Some(why.to_string()),
+            left_by: Vec::new(),
+            left: Vec::new(),
+            steps: Vec::new(),
+            at_stop: Vec::new(),
+        }
     }
 
     fn foreseen(host: &Host, events: &Events, forecast: Forecast) -> Result<Self> {
-        Ok(match forecast {
-            Forecast::Take(taken) => Self {
-                steps: taken.iter().flat_map(|taken| at_start(host, taken)).collect(),
-                at_stop: at_stop(taken.iter().map(|taken| &taken.held), Actor::Libvirt),
-                ..Self::new(Verdict::Free)
-            },
-            Forecast::GiveBack(guest) => {
-                let lease = events.store().look(&guest)?;
-                // libvirt does nothing any more.
-                let left = at_stop(lease.iter().flat_map(|lease| &lease.devices), Actor::Vfpool);
-                Self { left_by: Some(guest), left, ..Self::new(Verdict::Left) }
-            }
+        let mut left = Vec::new();
+        for guest in &forecast.left_by {
+            let lease = events.store().look(guest)?;
+            // libvirt does nothing any more.
+            left.extend(at_stop(lease.iter().flat_map(|lease| &lease.devices), Actor::Vfpool));
+        }
+        let verdict = if forecast.taken.is_some() { Verdict::Free } else { Verdict::Left };
+        let taken = forecast.taken.unwrap_or_default();
+        Ok(Self {
+            verdict,
+            refusal: None,
+            left_by: forecast.left_by,
+            left,
+            steps: taken.iter().flat_map(|taken| at_start(host, taken)).collect(),
+            at_stop: at_stop(taken.iter().map(|taken| &taken.held), Actor::Libvirt),
         })
     }
 }

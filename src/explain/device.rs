@@ -21,11 +21,13 @@ pub(super) fn explain(host: &Host, events: &Events, address: PciAddress) -> Resu
         return Err(match forecast {
             // These words tell who has taken it away, if anybody has.
             Err(refusal) => refusal.why,
-            Ok(Forecast::GiveBack(guest)) => Error::new(format!(
-                "{address} is not there, as guest '{guest}', which is gone, has left the PF that it belongs to. Run \
-                 `vfpool reconcile`"
-            )),
-            Ok(Forecast::Take(_)) => Error::new(format!("{address} has just gone away")),
+            Ok(Forecast { left_by, .. }) => match left_by.first() {
+                Some(guest) => Error::new(format!(
+                    "{address} is not there, as guest '{guest}', which is gone, has left the PF that it belongs to. Run \
+                     `vfpool reconcile`"
+                )),
+                None => Error::new(format!("{address} has just gone away")),
+            },
         });
     };
     let folder = host.device(address);

@@ -22,7 +22,7 @@ pub(super) fn explain(host: &Host, events: &Events, name: &str) -> Result<Guest>
     let xml = match live.map_or_else(|| definition::read(host, name), Ok) {
         Ok(xml) => xml,
         // A guest that was never defined, and is gone or has no state file: its lease is all that is known.
-        Err(_) if state != GuestState::ShutOff || lease.is_some() => Vec::from("<domain/>"),
+        Err(_) if lease.is_some() || qemu.is_some() => Vec::from("<domain/>"),
         Err(error) => return Err(error),
     };
     let mut guest = Guest {
@@ -81,8 +81,8 @@ fn foreseen(events: &Events, guest: &str, domain: &Domain, device: &Device) -> (
     let pool = domain.request_for(device).map(|request| request.pool.clone());
     let assigned = [Assigned { address: device.address, managed: device.managed, pool }];
     match events.foresee_devices(guest, &assigned) {
-        Ok(Forecast::Take(_)) => (Verdict::Free, None),
-        Ok(Forecast::GiveBack(_)) => (Verdict::Left, None),
+        Ok(Forecast { taken: None, .. }) => (Verdict::Left, None),
+        Ok(_) => (Verdict::Free, None),
         Err(refusal) => (Verdict::Refused, Some(refusal.why.to_string())),
     }
 }

@@ -52,11 +52,7 @@ pub(super) fn device(device: &Device) -> Vec<String> {
     if let Some(refusal) = &start.refusal {
         lines.extend(["a guest with it would be refused:".to_owned(), format!("  {refusal}")]);
     }
-    if let Some(gone) = &start.left_by {
-        lines.extend(left("a guest with it", gone, start));
-    }
-    lines.extend(actions("a guest with it would", &start.steps));
-    lines.extend(actions("and at its stop", &start.at_stop));
+    lines.extend(steps("a guest with it", start));
     lines
 }
 
@@ -97,18 +93,29 @@ fn pointer(Pointer { guest, is_running, pool }: &Pointer) -> String {
 }
 
 fn verdict(start: &Start) -> String {
-    match &start.left_by {
-        Some(guest) => format!("not free yet: guest '{guest}', which is gone, has left devices"),
-        None if start.refusal.is_some() => "not free".to_owned(),
-        None => "free".to_owned(),
+    let left_by = guests(&start.left_by);
+    match start.verdict {
+        Verdict::Refused => "not free".to_owned(),
+        Verdict::Left => format!("not free: {left_by} has left devices that are to be given back first"),
+        Verdict::Free | Verdict::Own if left_by.is_empty() => "free".to_owned(),
+        Verdict::Free | Verdict::Own => format!("free, once what {left_by} has left is given back"),
     }
 }
 
-/// What a start first does about a guest that is gone.
-fn left(who: &str, guest: &str, start: &Start) -> Vec<String> {
-    let heading = format!("{who} would first give back what guest '{guest}' has left, as `vfpool reconcile` does");
-    let mut lines = actions(&heading, &start.left);
-    lines.push("and then decide anew".to_owned());
+fn guests(names: &[String]) -> String {
+    let guests: Vec<String> = names.iter().map(|name| format!("guest '{name}'")).collect();
+    guests.join(", ")
+}
+
+/// What a start would do, and the stop after it.
+fn steps(who: &str, start: &Start) -> Vec<String> {
+    let left_by = guests(&start.left_by);
+    let mut lines = actions(&format!("first, what {left_by} has left would be given back"), &start.left);
+    if start.verdict == Verdict::Left {
+        lines.push("what then, can be told after `vfpool reconcile`".to_owned());
+    }
+    lines.extend(actions(&format!("{who} would"), &start.steps));
+    lines.extend(actions("and at its stop", &start.at_stop));
     lines
 }
 
@@ -153,7 +160,7 @@ pub(super) fn guest(guest: &Guest) -> Vec<String> {
     if guest.is_saved {
         lines.push(labelled("saved", "`virsh start` restores it, with devices as `vfpool start` chooses them"));
     }
-    if guest.devices.is_empty() {
+    if guest.devices.is_empty() && guest.at_stop.is_empty() {
         lines.push(labelled("devices", "none of PCI"));
     }
     let refusal = guest.start.as_ref().and_then(|start| start.refusal.as_deref());
@@ -193,15 +200,10 @@ fn guest_start(guest: &Guest, start: &Start) -> Vec<String> {
     if let Some(refusal) = &start.refusal {
         return vec![format!("`virsh start {name}` would be refused:"), format!("  vfpool: guest '{name}': {refusal}")];
     }
-    if let Some(gone) = &start.left_by {
-        return left(&format!("`virsh start {name}`"), gone, start);
+    match steps(&format!("`virsh start {name}`"), start) {
+        lines if lines.is_empty() => vec![format!("`virsh start {name}` would have nothing to do here")],
+        lines => lines,
     }
-    if start.steps.is_empty() {
-        return vec![format!("`virsh start {name}` would have nothing to do here")];
-    }
-    let mut lines = actions(&format!("`virsh start {name}` would"), &start.steps);
-    lines.extend(actions("and at its stop", &start.at_stop));
-    lines
 }
 
 fn choice(guest: &Guest, chosen: &Chosen) -> Vec<String> {
