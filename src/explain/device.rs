@@ -49,9 +49,9 @@ pub(super) fn explain(host: &Host, events: &Events, address: PciAddress) -> Resu
         group: found.group,
         members: members(host, events, &found)?,
         pool: pools.iter().find(|pool| pool.has_member(host, &found)).map(|pool| pool.name.clone()),
-        lease: lease(events, address)?,
-        used_by: match events.availability().of_member(ANY_GUEST, &found)? {
-            Some(Standing::Needed { by }) => Some(with_guest(host, by)?),
+        lease: lease(host, events, address)?,
+        used_by: match standing(host, events, &found)? {
+            Some(Standing::Needed { by }) => Some(by),
             _ => None,
         },
         pointed_at_by: pointers(host, address)?,
@@ -73,9 +73,9 @@ fn members(host: &Host, events: &Events, device: &sysfs::Device) -> Result<Vec<M
         let (fate, why) = if member.is_bridge() {
             (Fate::Bridge, None)
         } else {
-            match events.availability().of_member(ANY_GUEST, &member)? {
+            match standing(host, events, &member)? {
                 Some(Standing::Leased { guest }) => (Fate::Leased, Some(guest)),
-                Some(Standing::Needed { by }) => (Fate::Needed, Some(with_guest(host, by)?)),
+                Some(Standing::Needed { by }) => (Fate::Needed, Some(by)),
                 _ if member.physfn.is_some_and(|pf| all.contains(&pf)) => (Fate::Vanishes, None),
                 _ if member.on_vfio => (Fate::Stays, None),
                 _ => (Fate::Detached, None),
@@ -86,10 +86,22 @@ fn members(host: &Host, events: &Events, device: &sysfs::Device) -> Result<Vec<M
     Ok(members)
 }
 
-fn lease(events: &Events, address: PciAddress) -> Result<Option<DeviceLease>> {
+/// Who has a device, or why it is needed. What cannot be found out counts as needed, as it does for the hook.
+fn standing(host: &Host, events: &Events, device: &sysfs::Device) -> Result<Option<Standing>> {
+    Ok(match events.availability().of_member(ANY_GUEST, device) {
+        Ok(Some(Standing::Needed { by })) => Some(Standing::Needed { by: with_guest(host, by)? }),
+        Ok(standing) => standing,
+        Err(error) => Some(Standing::Needed { by: error.to_string() }),
+    })
+}
+
+fn lease(host: &Host, events: &Events, address: PciAddress) -> Result<Option<DeviceLease>> {
     let store = events.store();
     let Some(guest) = store.owner(address)? else { return Ok(None) };
     let lease = store.look(&guest)?;
+    if lease.as_ref().is_some_and(|lease| lease.is_over(host)) {
+        return Ok(None);
+    }
     let held = lease.as_ref().and_then(|lease| lease.held(address));
     Ok(Some(DeviceLease {
         state: lease.as_ref().map(|lease| lease.state),

@@ -39,9 +39,9 @@ pub(super) fn device(device: &Device) -> Vec<String> {
     }
     if let Some(lease) = &device.lease {
         let state = lease.state.map_or("lost", state);
-        let role = lease.role.map_or_else(String::new, |role| format!(", {role}"));
         let before = driver(lease.driver_before.as_ref());
-        lines.push(labelled("leased to", format!("guest '{}' ({state}{role}), was on {before}", lease.guest)));
+        let how = lease.role.map_or_else(|| format!("({state})"), |role| format!("({state}, {role}), was on {before}"));
+        lines.push(labelled("leased to", format!("guest '{}' {how}", lease.guest)));
     }
     if let Some(by) = &device.used_by {
         lines.push(labelled("used", by));

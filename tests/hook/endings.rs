@@ -82,7 +82,8 @@ fn a_start_that_libvirtd_did_not_finish_is_undone_by_the_next_guest() {
         let xml = domain_with("db", &[SECOND]);
         prepare_as_foretold(&host, "db", &xml).refused_saying(&["guest 'web' has 0000:02:00.0"]);
         host.libvirtd_dies();
-        prepare_as_foretold(&host, "db", &xml).ok_saying("vfpool: guest 'web' is gone without a word; giving its devices back\n");
+        prepare_as_foretold(&host, "db", &xml)
+            .ok_saying("vfpool: guest 'web' is gone without a word; giving its devices back\n");
         assert_eq!(host.recorded("leases"), ["db"]);
         host.assert_viable_without(SECOND, 8);
         host.release("db", &xml).ok();
