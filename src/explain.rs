@@ -18,7 +18,7 @@ use crate::process;
 use crate::sysfs;
 use serde::Serialize;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 
 /// The answer, as `--json` shows it. Values that do not exist are left out.
@@ -343,23 +343,20 @@ pub fn explain(host: &Host, events: &Events, name: &str, only_guest: bool) -> Re
 }
 
 impl Explanation {
-    /// Writes the answer as one JSON document.
-    pub fn write_json(&self, mut out: impl Write) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut out, self)?;
-        writeln!(out)
+    /// The answer as one JSON document.
+    pub fn json(&self) -> Result<String> {
+        let text = serde_json::to_string_pretty(self);
+        text.map(|text| text + "\n").map_err(|cause| Error::new(format!("Cannot write the answer as JSON: {cause}")))
     }
 
-    /// Writes the answer for a person.
-    pub fn write_text(&self, mut out: impl Write) -> io::Result<()> {
+    /// The answer for a person.
+    pub fn text(&self) -> String {
         let lines = match &self.subject {
             Subject::Device(device) => text::device(device),
             Subject::Guest(guest) => text::guest(guest),
         };
-        for line in lines {
-            // What stands in it may be a name that somebody chose.
-            writeln!(out, "{}", Error::new(line))?;
-        }
-        Ok(())
+        // What stands in a line may be a name that somebody chose.
+        lines.into_iter().map(|line| format!("{}\n", Error::new(line))).collect()
     }
 }
 

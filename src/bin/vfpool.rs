@@ -164,8 +164,14 @@ fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
         Command::List => list(host, log),
         Command::Explain { name, guest, json } => {
             let explained = explain::explain(host, &Events::new(host, log), name, *guest)?;
-            let written = if *json { explained.write_json(io::stdout()) } else { explained.write_text(io::stdout()) };
-            written.map_err(|cause| Error::new(format!("Cannot write the explanation: {cause}")))
+            let text = if *json { explained.json()? } else { explained.text() };
+            match io::stdout().write_all(text.as_bytes()) {
+                // Who reads it has read enough.
+                Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+                    Err(Error::new(format!("Cannot write the explanation: {cause}")))
+                }
+                _ => Ok(()),
+            }
         }
         Command::Reconcile { queued: true } => reconcile::queued(host, log),
         Command::Reconcile { queued: false } => all(reconcile::once(host, log)?),
