@@ -356,7 +356,7 @@ impl Explanation {
             Subject::Guest(guest) => text::guest(guest),
         };
         // What stands in a line may be a name that somebody chose.
-        lines.into_iter().map(|line| format!("{}\n", Error::new(line))).collect()
+        lines.into_iter().map(|line| Error::new(line).to_string() + "\n").collect()
     }
 }
 
