@@ -1,5 +1,5 @@
 # What `vfpool explain` says of devices and guests is what then happens: the refusals word for word, each move of a start, and its end.
-# deadline: 300
+# deadline: 600
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
