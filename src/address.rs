@@ -41,6 +41,13 @@ impl PciAddress {
     }
 }
 
+impl PciAddress {
+    /// Its name for `virsh nodedev-dumpxml`: `pci_0000_02_00_1`.
+    pub fn nodedev_name(&self) -> String {
+        format!("pci_{:04x}_{:02x}_{:02x}_{:x}", self.domain, self.bus, self.slot, self.function)
+    }
+}
+
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.domain, self.bus, self.slot, self.function)

@@ -13,8 +13,9 @@ use crate::process;
 use crate::sysfs::{self, Device};
 use nix::errno::Errno;
 use std::cell::Cell;
+use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The kernel's own driver that gives a device to VFIO.
@@ -22,6 +23,70 @@ pub const VFIO_PCI: &str = "vfio-pci";
 
 /// The PF's switch for host drivers on new VFs, from kernel 4.12 on.
 pub const AUTOPROBE: &str = "sriov_drivers_autoprobe";
+
+/// One change on a device's way to vfio-pci.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// The VFs of a PF go.
+    RemoveVfs {
+        /// How many there are.
+        count: u32,
+    },
+    /// The module vfio-pci is loaded, by modprobe.
+    LoadVfio,
+    /// No driver but vfio-pci is to take it.
+    Override,
+    /// It leaves this driver.
+    Unbind(String),
+    /// The kernel looks for a driver for it.
+    Probe,
+    /// vfio-pci takes it by its id: the way of kernels without `driver_override`.
+    BindById,
+}
+
+impl Step {
+    /// What is written for it, as far as that is known before: files and values.
+    pub fn writes(&self, host: &Host, device: &Device) -> Vec<(PathBuf, String)> {
+        let (folder, address) = (host.device(device.address), device.address.to_string());
+        match self {
+            Self::RemoveVfs { .. } => vec![(folder.join("sriov_numvfs"), "0".to_owned())],
+            Self::LoadVfio => Vec::new(),
+            Self::Override => vec![(folder.join("driver_override"), VFIO_PCI.to_owned())],
+            Self::Unbind(driver) => vec![(host.driver(driver).join("unbind"), address)],
+            Self::Probe => vec![(host.drivers_probe(), address)],
+            Self::BindById => {
+                let write = |file| (host.driver(VFIO_PCI).join(file), dynamic_id(device));
+                vec![write("new_id"), write("remove_id")]
+            }
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RemoveVfs { count } => write!(f, "remove its {count} VFs"),
+            Self::LoadVfio => write!(f, "load the module {VFIO_PCI}"),
+            Self::Override => write!(f, "set driver_override to {VFIO_PCI}"),
+            Self::Unbind(driver) => write!(f, "unbind from {driver}"),
+            Self::Probe => write!(f, "offer to {VFIO_PCI}"),
+            Self::BindById => write!(f, "have {VFIO_PCI} take it by its id"),
+        }
+    }
+}
+
+fn dynamic_id(device: &Device) -> String {
+    format!("{:04x} {:04x}", device.id.vendor, device.id.device)
+}
+
+/// What takes a device off its driver and offers it to vfio-pci, which has to be loaded. A device that has an override keeps
+/// the new one: until somebody clears it, no host driver takes the device.
+fn to_vfio(device: &Device) -> Vec<Step> {
+    let unbind = device.driver.clone().map(Step::Unbind);
+    let Some(current) = &device.driver_override else { return unbind.into_iter().chain([Step::BindById]).collect() };
+    let set = (current.as_deref() != Some(VFIO_PCI)).then_some(Step::Override);
+    set.into_iter().chain(unbind).chain([Step::Probe]).collect()
+}
 
 /// Moves devices on one host.
 pub struct Mover<'a> {
@@ -48,13 +113,43 @@ impl Mover<'_> {
                 held.address
             ))
         })?;
-        if device.numvfs > 0 && device.on_host_driver() {
-            self.set_numvfs(&device, 0)?;
-        }
+        self.carry_out(&device, &self.steps(&device, held.role))?;
         match held.role {
-            Role::Unmanaged | Role::Sibling => self.bind_vfio(&device, held),
-            Role::Managed | Role::Vf => Ok(()),
+            Role::Unmanaged | Role::Sibling if !device.on_vfio => self.expect_vfio(&device, held),
+            _ => Ok(()),
         }
+    }
+
+    /// What [`take`](Self::take) does with a device that is found so. Changes nothing.
+    pub fn steps(&self, device: &Device, role: Role) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if device.numvfs > 0 && device.on_host_driver() {
+            steps.push(Step::RemoveVfs { count: device.numvfs });
+        }
+        if matches!(role, Role::Unmanaged | Role::Sibling) && !device.on_vfio {
+            if !self.host.driver(VFIO_PCI).exists() {
+                steps.push(Step::LoadVfio);
+            }
+            steps.extend(to_vfio(device));
+        }
+        steps
+    }
+
+    fn carry_out(&self, device: &Device, steps: &[Step]) -> Result<()> {
+        for step in steps {
+            match step {
+                Step::RemoveVfs { .. } => self.set_numvfs(device, 0)?,
+                Step::LoadVfio => self.load_vfio()?,
+                Step::Unbind(_) => self.unbind(device)?,
+                Step::BindById => self.bind_by_id(device)?,
+                Step::Override | Step::Probe => {
+                    for (path, value) in step.writes(self.host, device) {
+                        self.write(&path, &value)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gives a device back as it was found. A managed device is libvirt's to give back as long as its part of a stop is not
@@ -96,12 +191,7 @@ impl Mover<'_> {
         })
     }
 
-    fn bind_vfio(&self, device: &Device, held: &Held) -> Result<()> {
-        if device.on_vfio {
-            return Ok(());
-        }
-        self.load_vfio()?;
-        self.probe_vfio(device)?;
+    fn expect_vfio(&self, device: &Device, held: &Held) -> Result<()> {
         let address = device.address;
         if held.role == Role::Sibling && device.driver.is_none() && sysfs::driver_of(self.host, address)?.is_none() {
             // VFIO is content with a sibling that has no driver; some devices vfio-pci does not take.
@@ -118,15 +208,9 @@ impl Mover<'_> {
         Ok(())
     }
 
-    /// Takes a device off its driver and offers it to vfio-pci, which has to be loaded. A device that has an override keeps
-    /// the new one: until somebody clears it, no host driver takes the device.
+    /// Takes a device off its driver and offers it to vfio-pci, which has to be loaded.
     pub fn probe_vfio(&self, device: &Device) -> Result<()> {
-        let Some(current) = &device.driver_override else { return self.bind_by_id(device) };
-        if current.as_deref() != Some(VFIO_PCI) {
-            self.write(&self.host.device(device.address).join("driver_override"), VFIO_PCI)?;
-        }
-        self.unbind(device)?;
-        self.write(&self.host.drivers_probe(), &device.address.to_string())
+        self.carry_out(device, &to_vfio(device))
     }
 
     /// For kernels without `driver_override`. `new_id` makes vfio-pci take every device of this kind that has no driver, so
@@ -134,9 +218,8 @@ impl Mover<'_> {
     /// taken for that guest.
     fn bind_by_id(&self, device: &Device) -> Result<()> {
         let driver = self.host.driver(VFIO_PCI);
-        let id = format!("{:04x} {:04x}", device.id.vendor, device.id.device);
+        let id = dynamic_id(device);
         let before = sysfs::names(&driver)?;
-        self.unbind(device)?;
         let new_id = driver.join("new_id");
         let added = match self.try_write(&new_id, &id, self.limit) {
             Ok(()) => true,

@@ -69,7 +69,8 @@ impl Availability<'_> {
         Ok(Standing::Free)
     }
 
-    fn of_member(&self, guest: &str, member: &Device) -> Result<Option<Standing>> {
+    /// Why a device keeps this guest from its IOMMU group, if it does.
+    pub fn of_member(&self, guest: &str, member: &Device) -> Result<Option<Standing>> {
         match self.store.owner(member.address)? {
             Some(owner) if owner == guest => return Ok(None),
             Some(owner) => {

@@ -30,6 +30,14 @@ pub fn read(host: &Host, guest: &str) -> Result<Vec<u8>> {
     }
 }
 
+/// A running guest's XML as libvirt keeps it, inside of its own status. `None`: it does not run.
+pub fn live(host: &Host, guest: &str) -> Option<Vec<u8>> {
+    let status = fs::read_to_string(host.path("run/libvirt/qemu").join(format!("{guest}.xml"))).ok()?;
+    let end = "</domain>";
+    let range = status.find("<domain ")?..status.rfind(end)? + end.len();
+    status.get(range).map(|xml| xml.as_bytes().to_owned())
+}
+
 fn unknown(guest: &str) -> Error {
     Error::new(format!("no guest '{guest}' is defined on this host; see `virsh list --all`"))
 }

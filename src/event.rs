@@ -5,6 +5,8 @@
 //! the devices. Nothing here calls libvirt: its hooks run while it holds the guest.
 
 mod choose;
+mod facts;
+mod foresee;
 mod give_back;
 mod take;
 
@@ -19,6 +21,8 @@ use crate::pool::Pools;
 use crate::process;
 use crate::settings::Settings;
 use crate::sysfs;
+pub use choose::missing_devices;
+pub use foresee::{Forecast, Taken};
 use give_back::Occasion;
 use once_cell::unsync::OnceCell;
 use std::cell::Cell;

@@ -298,6 +298,28 @@ impl<'a> Store<'a> {
         quick_xml::de::from_str(&fs::read_to_string(self.path("leases", guest)).ok()?).ok()
     }
 
+    /// A guest's lease as it is at this moment, `None` if it is corrupt. For advice only.
+    pub fn look(&self, guest: &str) -> Result<Option<Lease>> {
+        Ok(self.read(guest)?.and_then(std::result::Result::ok))
+    }
+
+    /// The lease of a guest, if there is one; why it is corrupt, if so.
+    fn read(&self, guest: &str) -> Result<Option<Result<Lease, quick_xml::DeError>>> {
+        let path = self.path("leases", guest);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(cause) => return Err(Error::io("read", &path, &cause)),
+        };
+        match quick_xml::de::from_reader::<_, Lease>(text.as_slice()) {
+            Ok(lease) if lease.version != VERSION => {
+                let versions = format!("it has format {}, this vfpool knows {VERSION}", lease.version);
+                Err(Error::new(format!("Cannot use the lease {}: {versions}", path.display())))
+            }
+            read => Ok(Some(read)),
+        }
+    }
+
     /// Who owns a device, by its claim. That guest's lease may say nothing of it, or not exist.
     pub fn owner(&self, address: PciAddress) -> Result<Option<String>> {
         let name = crate::sysfs::link_name(&self.path("claims", &address.to_string()))?;
@@ -314,20 +336,12 @@ impl Locked<'_> {
     /// A guest's lease. One that is no lease is set aside and told of: it is trusted no more, and must not keep the guest
     /// from starting ever again.
     pub fn lease(&self, guest: &str) -> Result<Option<Lease>> {
+        let cause = match self.store.read(guest)? {
+            None => return Ok(None),
+            Some(Ok(lease)) => return Ok(Some(lease)),
+            Some(Err(cause)) => cause,
+        };
         let path = self.store.path("leases", guest);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(cause) => return Err(Error::io("read", &path, &cause)),
-        };
-        let cause = match quick_xml::de::from_reader::<_, Lease>(text.as_slice()) {
-            Ok(lease) if lease.version == VERSION => return Ok(Some(lease)),
-            Ok(lease) => {
-                let versions = format!("it has format {}, this vfpool knows {VERSION}", lease.version);
-                return Err(Error::new(format!("Cannot use the lease {}: {versions}", path.display())));
-            }
-            Err(cause) => cause,
-        };
         let aside = self.store.path("corrupt", guest);
         make_folder(aside.parent().unwrap_or(&aside))?;
         rename(&path, &aside)?;

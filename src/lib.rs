@@ -15,6 +15,7 @@
 //! | [`setup`] | the VFs of the pools made, and ready for guests |
 //! | [`event`] | one function for each thing that happens to a guest |
 //! | [`virsh`], [`definition`], [`assign`] | libvirt by its command, the guests' persistent definitions, who should point where |
+//! | [`explain`] | why a device or a guest stands as it does, and what a start would do |
 //! | [`parking`], [`start`], [`request`], [`reconcile`] | what is done to definitions, by systemd and by the admin |
 //!
 //! Nothing here reads the environment, prints or exits: the mains do.
@@ -27,6 +28,7 @@ pub mod definition;
 pub mod domain;
 pub mod error;
 pub mod event;
+pub mod explain;
 pub mod host;
 pub mod lease;
 pub mod log;

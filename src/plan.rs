@@ -22,11 +22,11 @@ pub struct Scene<'a> {
     /// Who owns functions that are asked for and not there: VFs go with a PF that another guest has.
     pub missing: BTreeMap<PciAddress, Owner>,
     /// What the host needs of a device, as far as it has been asked.
-    pub needs: BTreeMap<PciAddress, Option<Need>>,
+    pub needs: &'a BTreeMap<PciAddress, Option<Need>>,
     /// The admin's settings.
     pub settings: &'a Settings,
     /// Why devices that are asked for from a pool are none of it.
-    pub strangers: BTreeMap<PciAddress, Error>,
+    pub strangers: &'a BTreeMap<PciAddress, Error>,
     /// Why the settings could not be read, if so; told with a refusal that they might have prevented.
     pub settings_error: Option<&'a Error>,
 }

@@ -7,6 +7,7 @@ use vfpool::address::PciAddress;
 use vfpool::domain::{self, Domain};
 use vfpool::error::{Error, Result};
 use vfpool::event::Events;
+use vfpool::explain;
 use vfpool::host::Host;
 use vfpool::lease::Store;
 use vfpool::log::Log;
@@ -29,6 +30,19 @@ struct Arguments {
 enum Command {
     /// Show which guest holds which devices, and what could not be given back
     List,
+    /// Say who has a device or what a guest has, why it is not free, and what a start would do
+    #[command(after_help = "Examples: vfpool explain 01:10.2; vfpool explain eth3; vfpool explain web01\n\n\
+                            Exit status: 0 also for what is not free, 1 if it cannot be explained.")]
+    Explain {
+        /// A device, as 0000:01:10.2, 01:10.2, pci_0000_01_10_2 or its network interface; or a guest
+        name: String,
+        /// NAME is a guest's, whatever else has that name
+        #[arg(long)]
+        guest: bool,
+        /// As one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// Give back what gone guests left behind, and point every stopped guest at a free device
     Reconcile {
         /// As systemd runs it: do what is queued, tell only what is new, end when nothing has changed for a second
@@ -148,6 +162,17 @@ fn main() -> ExitCode {
 fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
     match command {
         Command::List => list(host, log),
+        Command::Explain { name, guest, json } => {
+            let explained = explain::explain(host, &Events::new(host, log), name, *guest)?;
+            let text = if *json { explained.json()? } else { explained.text() };
+            match io::stdout().write_all(text.as_bytes()) {
+                // Who reads it has read enough.
+                Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+                    Err(Error::new(format!("Cannot write the explanation: {cause}")))
+                }
+                _ => Ok(()),
+            }
+        }
         Command::Reconcile { queued: true } => reconcile::queued(host, log),
         Command::Reconcile { queued: false } => all(reconcile::once(host, log)?),
         Command::Setup { pf, queued } => setup(host, log, pf, *queued),

@@ -42,13 +42,23 @@ impl Events<'_> {
             }
             _ => {}
         }
+        let reserve = |devices: Vec<Held>| Lease::reservation(self.host, RESERVED, devices);
+        let chosen = self.choose_by(guest, &domain, |assigned| self.record(guest, assigned, reserve).map(drop))?;
+        Ok(Some(domain.with_addresses(&chosen)))
+    }
+
+    /// A device for each request of a guest, such that a start with them is not refused, which `decide` says.
+    pub(super) fn choose_by<'d>(
+        &self,
+        guest: &str,
+        domain: &'d Domain,
+        decide: impl Fn(&[Assigned]) -> Result<(), Refusal>,
+    ) -> Result<Vec<(&'d Device, PciAddress)>> {
         let mut refused = BTreeMap::new();
         loop {
-            let chosen = self.choose(guest, &domain, &refused)?;
-            let assigned = domain.assigned_with(&chosen);
-            let reserve = |devices: Vec<Held>| Lease::reservation(self.host, RESERVED, devices);
-            match self.record(guest, &assigned, reserve) {
-                Ok(_) => return Ok(Some(domain.with_addresses(&chosen))),
+            let chosen = self.choose(guest, domain, &refused)?;
+            match decide(&domain.assigned_with(&chosen)) {
+                Ok(()) => return Ok(chosen),
                 // Somebody was faster, or knows more of the device than we do.
                 Err(Refusal { device: Some(device), why })
                     if chosen.iter().any(|(_, address)| *address == device) && !refused.contains_key(&device) =>
@@ -147,53 +157,41 @@ impl Events<'_> {
     }
 
     /// A request whose device is just being moved must not start without it. One whose device somebody took out of the
-    /// definition asks for nothing any more.
+    /// definition asks for nothing any more, and is told of.
     pub(super) fn expect_all_devices(&self, domain: &Domain) -> Result<()> {
-        for request in &domain.requests {
-            let (pool, address) = (&request.pool, request.guest_address);
-            match (domain.device_for(request), &request.moving) {
-                (None, Some(_)) => {
-                    return Err(Error::new(format!(
-                        "its device of pool '{pool}' (in the guest at {address}) is just being pointed at a free one"
-                    ))
-                    .remedy("Start it again in a moment; if that does not help, run `vfpool reconcile`"));
-                }
-                (None, None) => self.log.warning(format_args!(
-                    "guest '{}' asks pool '{pool}' for a device at {address}, where it has none; see `vfpool detach`",
-                    domain.name
-                )),
-                _ => {}
-            }
-        }
+        missing_devices(domain)?.iter().for_each(|warning| self.log.warning(warning));
         Ok(())
     }
 
-    /// Puts a refusal into words. Of a pooled device it tells how the pool stands, and has the guest pointed at a free one.
-    pub(super) fn tell(&self, guest: &str, assigned: &[Assigned], refusal: Refusal) -> Error {
+    /// Puts a refusal into words. Of a pooled device it tells how the pool stands. Beside the words: what the reconciler is
+    /// to do about it.
+    pub(super) fn words(&self, guest: &str, assigned: &[Assigned], refusal: Refusal) -> (Error, Vec<String>) {
         let Refusal { why, device } = refusal;
         let asked = assigned.iter().find(|assigned| Some(assigned.address) == device);
-        let Some(name) = asked.and_then(|assigned| assigned.pool.as_ref()) else { return why };
-        self.wake(&format!("refused {guest}"));
-        let Ok(pool) = self.pools().find(name) else { return why };
-        let Ok(standings) = self.availability().of_pool(guest, pool) else { return why };
+        let Some(name) = asked.and_then(|assigned| assigned.pool.as_ref()) else { return (why, Vec::new()) };
+        let mut entries = vec![format!("refused {guest}")];
+        let Ok(pool) = self.pools().find(name) else { return (why, entries) };
+        let Ok(standings) = self.availability().of_pool(guest, pool) else { return (why, entries) };
         let used = |address: &PciAddress| assigned.iter().any(|assigned| assigned.address == *address);
         let free = standings.iter().find(|(address, standing)| *standing == Standing::Free && !used(address));
         let Some((free, _)) = free else {
             let is_told = standings.iter().any(|(address, _)| Some(*address) == device);
             let held = held(pool, &standings);
-            return if is_told { held } else { Error::new(why.reason()).remedy(held.to_string()) };
+            let words = if is_told { held } else { Error::new(why.reason()).remedy(held.to_string()) };
+            return (words, entries);
         };
         let then = match pool.on_busy {
             OnBusy::Refuse => {
                 format!("it will be pointed at a free one: start it again in a moment, or run `vfpool start {guest}`")
             }
             OnBusy::Restart => {
-                self.wake(&format!("restart {guest}"));
+                entries.push(format!("restart {guest}"));
                 "it is started again by itself with a free one (on-busy='restart')".to_owned()
             }
         };
         // What to do about one certain device does not fit where any of a pool will do.
-        Error::new(why.reason()).remedy(format!("{free} of pool '{name}' is free, and {then}"))
+        let words = Error::new(why.reason()).remedy(format!("{free} of pool '{name}' is free, and {then}"));
+        (words, entries)
     }
 
     fn exhausted(&self, guest: &str, pool: &Pool, refused: &BTreeMap<PciAddress, Error>) -> Error {
@@ -212,6 +210,31 @@ impl Events<'_> {
             self.log.warning(&error);
         }
     }
+}
+
+/// What is to be told of requests without a device.
+///
+/// # Errors
+/// One of them is just being moved.
+pub fn missing_devices(domain: &Domain) -> Result<Vec<Error>> {
+    let mut warnings = Vec::new();
+    for request in &domain.requests {
+        let (pool, address) = (&request.pool, request.guest_address);
+        match (domain.device_for(request), &request.moving) {
+            (None, Some(_)) => {
+                return Err(Error::new(format!(
+                    "its device of pool '{pool}' (in the guest at {address}) is just being pointed at a free one"
+                ))
+                .remedy("Start it again in a moment; if that does not help, run `vfpool reconcile`"));
+            }
+            (None, None) => warnings.push(Error::new(format!(
+                "guest '{}' asks pool '{pool}' for a device at {address}, where it has none; see `vfpool detach`",
+                domain.name
+            ))),
+            _ => {}
+        }
+    }
+    Ok(warnings)
 }
 
 /// Who has the devices of a pool of which none is free.

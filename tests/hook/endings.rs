@@ -1,5 +1,6 @@
 //! How guests end, or do not: releases in any number, a libvirtd that dies, records that are lost.
 
+use super::explain::prepare_as_foretold;
 use crate::fakehost::{Host, Snapshot, domain, domain_with, hostdev};
 
 const FIRST: &str = "0000:02:00.0";
@@ -79,9 +80,10 @@ fn a_start_that_libvirtd_did_not_finish_is_undone_by_the_next_guest() {
             host.libvirt_takes(FIRST);
         }
         let xml = domain_with("db", &[SECOND]);
-        host.prepare("db", &xml).refused_saying(&["guest 'web' has 0000:02:00.0"]);
+        prepare_as_foretold(&host, "db", &xml).refused_saying(&["guest 'web' has 0000:02:00.0"]);
         host.libvirtd_dies();
-        host.prepare("db", &xml).ok_saying("vfpool: guest 'web' is gone without a word; giving its devices back\n");
+        prepare_as_foretold(&host, "db", &xml)
+            .ok_saying("vfpool: guest 'web' is gone without a word; giving its devices back\n");
         assert_eq!(host.recorded("leases"), ["db"]);
         host.assert_viable_without(SECOND, 8);
         host.release("db", &xml).ok();
@@ -104,7 +106,7 @@ fn a_guest_that_ended_with_libvirtd_is_recovered() {
             host.vfpool(&["reconcile"]).ok_saying(told);
         } else {
             let xml = domain_with("db", &[FIRST]);
-            host.prepare("db", &xml).ok_saying(told);
+            prepare_as_foretold(&host, "db", &xml).ok_saying(told);
             host.release("db", &xml).ok();
         }
         host.assert_as(&before, "after recovery");
@@ -130,7 +132,7 @@ fn the_same_guest_starts_again_after_a_start_that_nobody_ended() {
     host.prepare("web", &xml).ok();
     host.libvirt_takes(FIRST);
     host.libvirtd_dies();
-    host.prepare("web", &xml).ok();
+    prepare_as_foretold(&host, "web", &xml).ok();
     host.assert_viable_without(FIRST, 8);
     host.release("web", &xml).ok();
     host.assert_as(&before, "after release");

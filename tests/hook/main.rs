@@ -5,6 +5,7 @@ mod fakehost;
 
 mod commands;
 mod endings;
+mod explain;
 mod failures;
 mod input;
 mod kills;

@@ -1,5 +1,6 @@
 //! Starts that are refused: the reason, word for word where an admin reads it, and a host on which nothing has changed.
 
+use super::explain::prepare_as_foretold;
 use crate::fakehost::{Device, Host, Snapshot, domain, domain_with, hostdev};
 
 const FIRST: &str = "0000:02:00.0";
@@ -9,7 +10,7 @@ const SECOND: &str = "0000:02:00.1";
 #[track_caller]
 fn refused(host: &Host, xml: &str, reason: &str) {
     let before = host.snapshot();
-    host.prepare("web", xml).refused(&format!("guest 'web': {reason}"));
+    prepare_as_foretold(host, "web", xml).refused(&format!("guest 'web': {reason}"));
     untouched(host, &before);
     // libvirt tells of the end of a start that failed.
     host.hook("web", "stopped", xml).run().ok_silently();

@@ -1,6 +1,7 @@
 //! Guests that ask pools for devices, at their start: what is verified, what a refusal says and brings about, and
 //! what a choice that was made before is worth.
 
+use super::explain::prepare_as_foretold;
 use crate::fakehost::guests::{asking, definition, group, hostdev_at, slot, vf};
 use crate::fakehost::{Device, Host, domain, domain_with, hostdev, source};
 use std::fs;
@@ -66,11 +67,11 @@ fn a_device_that_cannot_be_had_is_refused_with_the_holder_and_the_way_out() {
         let host = Host::with_vfs(3);
         happens(&host);
         let leases = host.recorded("leases");
-        let _ = fs::remove_dir_all(host.path("run/vfpool/queue"));
         let xml = definition("web", &[(pool, 0)], &[hostdev_at(&vf(number), 0, "")]);
+        let _ = fs::remove_dir_all(host.path("run/vfpool/queue"));
         let root = host.path("").display().to_string();
         let reason = reason.replace("AGAIN", AGAIN).replace("ROOT/", &root);
-        host.prepare("web", &xml).refused(&format!("guest 'web': {reason}"));
+        prepare_as_foretold(&host, "web", &xml).refused(&format!("guest 'web': {reason}"));
         assert_eq!(host.queue(), ["refused web"], "{what}: parked anew");
         host.release("web", &xml).ok_silently();
         assert_eq!(host.recorded("leases"), leases, "{what}");

@@ -1,5 +1,6 @@
 //! What one guest's trouble must not do to others, or to its own next start.
 
+use super::explain::prepare_as_foretold;
 use crate::fakehost::{Device, Host, domain, domain_with, hostdev};
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
@@ -198,11 +199,11 @@ fn what_libvirt_is_still_giving_back_is_not_taken_over() {
     // The guest has shut down; libvirt has not come to its devices yet.
     host.qemu_ends("web");
     let db = domain_with("db", &[FIRST]);
-    host.prepare("db", &db).refused_saying(&["not free yet: guest 'web' is just being stopped"]);
+    prepare_as_foretold(&host, "db", &db).refused_saying(&["not free yet: guest 'web' is just being stopped"]);
     host.release("db", &db).ok();
     host.libvirt_returns(FIRST, "e1000e");
     host.release("web", &xml).ok();
-    host.prepare("db", &db).ok();
+    prepare_as_foretold(&host, "db", &db).ok();
     // The first guest's release once more takes nothing from the second.
     host.release("web", &xml).ok();
     assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
