@@ -16,6 +16,7 @@
 //! | [`event`] | one function for each thing that happens to a guest |
 //! | [`virsh`], [`definition`], [`assign`] | libvirt by its command, the guests' persistent definitions, who should point where |
 //! | [`parking`], [`start`], [`request`], [`reconcile`] | what is done to definitions, by systemd and by the admin |
+//! | [`inventory`], [`dumpxml`] | what the admin is shown |
 //!
 //! Nothing here reads the environment, prints or exits: the mains do.
 
@@ -25,9 +26,11 @@ pub mod assign;
 pub mod availability;
 pub mod definition;
 pub mod domain;
+pub mod dumpxml;
 pub mod error;
 pub mod event;
 pub mod host;
+pub mod inventory;
 pub mod lease;
 pub mod log;
 pub mod needs;

@@ -267,9 +267,7 @@ impl<'a> Setup<'a> {
                     pf.address, pf.at
                 )));
             }
-            Vfs::Count(count) => count,
-            Vfs::Default if now > 0 => now,
-            Vfs::Default | Vfs::Max => totalvfs,
+            vfs => vfs.wanted(now, totalvfs),
         };
         if now == wanted {
             return Ok(has_changed);

@@ -1,0 +1,58 @@
+//! One look at a host's functions: whatever is asked, and how often, each attribute is read once.
+
+use super::{Device, Look};
+use crate::address::PciAddress;
+use crate::error::Result;
+use crate::host::Host;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// Functions as they were when they were first asked for. For a command that reads and ends; what changes devices looks at
+/// the [`Host`] itself.
+pub struct Picture<'a> {
+    host: &'a Host,
+    devices: Memory<PciAddress, Result<Option<Device>>>,
+    groups: Memory<u32, Result<Vec<PciAddress>>>,
+    netdevs: Memory<String, Option<PciAddress>>,
+}
+
+type Memory<K, V> = RefCell<HashMap<K, V>>;
+
+impl<'a> Picture<'a> {
+    /// A look at this host, which begins with the first question.
+    pub fn new(host: &'a Host) -> Self {
+        Self { host, devices: Memory::default(), groups: Memory::default(), netdevs: Memory::default() }
+    }
+}
+
+fn remembered<K: Eq + Hash, V: Clone>(memory: &Memory<K, V>, key: K, read: impl FnOnce(&K) -> V) -> V {
+    if let Some(known) = memory.borrow().get(&key) {
+        return known.clone();
+    }
+    let value = read(&key);
+    memory.borrow_mut().insert(key, value.clone());
+    value
+}
+
+impl Look for Picture<'_> {
+    fn host(&self) -> &Host {
+        self.host
+    }
+
+    fn identity(&self, address: PciAddress) -> Result<Option<Device>> {
+        remembered(&self.devices, address, |address| self.host.identity(*address))
+    }
+
+    fn group_members(&self, group: u32) -> Result<Vec<PciAddress>> {
+        remembered(&self.groups, group, |group| self.host.group_members(*group))
+    }
+
+    fn function_of(&self, netdev: &str) -> Option<PciAddress> {
+        remembered(&self.netdevs, netdev.to_owned(), |netdev| self.host.function_of(netdev))
+    }
+
+    fn physfn(&self, address: PciAddress) -> Result<Option<PciAddress>> {
+        Ok(self.identity(address)?.and_then(|device| device.physfn))
+    }
+}
