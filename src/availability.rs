@@ -7,7 +7,7 @@ use crate::address::PciAddress;
 use crate::error::Result;
 use crate::host::Host;
 use crate::lease::{Lease, State, Store};
-use crate::needs::{self, Guard};
+use crate::needs::{self, Guard, Need};
 use crate::pool::Pool;
 use crate::process;
 use crate::settings::Settings;
@@ -55,9 +55,9 @@ pub struct Availability<'a> {
     store: &'a Store<'a>,
     /// What the admin allows.
     settings: &'a Settings,
-    guard: Guard<'a>,
+    /// For a look at all devices.
+    guard: Option<Guard<'a>>,
     holders: RefCell<BTreeMap<String, Option<Rc<Holder>>>>,
-    is_one_of_many: bool,
 }
 
 /// A guest that has devices, by its lease.
@@ -72,13 +72,13 @@ pub struct Holder {
 impl<'a> Availability<'a> {
     /// A look at the host for one guest.
     pub fn new(host: &'a Host, store: &'a Store<'a>, settings: &'a Settings) -> Self {
-        let guard = Guard::new(host, settings.deadline());
-        Self { look: host, store, settings, guard, holders: RefCell::default(), is_one_of_many: false }
+        Self { look: host, store, settings, guard: None, holders: RefCell::default() }
     }
 
     /// A look at all devices of a host.
     pub fn of_all(picture: &'a Picture<'a>, store: &'a Store<'a>, settings: &'a Settings) -> Self {
-        Self { look: picture, is_one_of_many: true, ..Self::new(picture.host(), store, settings) }
+        let guard = Some(Guard::new(picture.host(), settings.deadline()));
+        Self { look: picture, guard, ..Self::new(picture.host(), store, settings) }
     }
 
     /// A guest's lease, read once.
@@ -128,11 +128,11 @@ impl<'a> Availability<'a> {
         if !asks {
             return Ok(None);
         }
-        let need = if self.is_one_of_many {
-            self.guard.of_one_of_many(member)?
-        } else {
-            needs::of(self.look.host(), member.address, self.settings.deadline())?
+        let need = match &self.guard {
+            Some(guard) => guard.of_one_of_many(member)?,
+            None => needs::of(self.look.host(), member.address, self.settings.deadline())?,
         };
+        let need = need.or_else(|| member.in_vfio_use.then(Need::in_vfio_by_somebody));
         Ok(need.map(|need| Standing::Needed { by: need.to_string() }))
     }
 

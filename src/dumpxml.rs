@@ -30,7 +30,12 @@ pub fn xml(host: &Host, log: &Log, name: &str, element: Element) -> Result<(Stri
         (Ok(_), _) if element != Element::Either => Err(Error::new(format!(
             "'{name}' is a pool, and only a device can be shown as one element or the other; give its address"
         ))),
-        (Ok(pool), _) => pool_xml(host, log, pool),
+        (Ok(pool), _) => {
+            let (xml, mut errors) = pool_xml(host, log, pool)?;
+            // Other files are no matter here.
+            errors.retain(|error| !pools.errors.contains(error));
+            Ok((xml, errors))
+        }
         (Err(_), Ok(address)) => Ok((device_xml(host, address, element)?, Vec::new())),
         (Err(error), Err(_)) => Err(error),
     }
@@ -40,10 +45,7 @@ pub fn xml(host: &Host, log: &Log, name: &str, element: Element) -> Result<(Stri
 fn pool_xml(host: &Host, log: &Log, pool: &Pool) -> Result<(String, Vec<Error>)> {
     let names = [pool.name.clone()];
     let inventory = Inventory::gather(host, log, &Scope { pools: &names, groups: false })?;
-    let devices = || {
-        let devices = inventory.pools.iter().flat_map(PoolView::devices);
-        devices.filter(|device| !matches!(device.state, State::Missing { .. }))
-    };
+    let devices = || inventory.pools.iter().flat_map(PoolView::devices);
     let is_connection =
         |state: &State| matches!(state, State::Leased { role: Some(Role::Managed | Role::Unmanaged), .. });
     let connections = devices().filter(|device| is_connection(&device.state)).count();

@@ -99,6 +99,11 @@ impl fmt::Display for Need {
 }
 
 impl Need {
+    /// It is in use through VFIO, but not by its group: by /dev/vfio/devices.
+    pub fn in_vfio_by_somebody() -> Self {
+        Self::InVfio { by: "a program that has it open".to_owned() }
+    }
+
     /// What the admin can do to free the device.
     pub fn remedy(&self) -> String {
         match self {
@@ -256,8 +261,8 @@ impl<'a> Guard<'a> {
         }
     }
 
-    /// As [`of`], for a caller that asks about many devices: looks at all interfaces and disks of the host once, and not below
-    /// each device.
+    /// As [`of`], for a caller that asks about many devices and decides nothing: looks at all interfaces and disks of the host
+    /// once, and not below each device. Opens no disk to find out whether it is claimed, as that claims it for a moment.
     pub fn of_one_of_many(&self, device: &Device) -> Result<Option<Need>> {
         match device.group {
             Some(group) if device.on_vfio => self.in_vfio(group),
@@ -363,7 +368,8 @@ impl<'a> Guard<'a> {
         if found.is_vital() {
             return Ok(found.0);
         }
-        if self.is_claimed(disk)? {
+        // Only a list has looked at all.
+        if self.below.get().is_none() && self.is_claimed(disk)? {
             return Ok(Some(Need::Claimed { disk: disk.to_owned() }));
         }
         let holder = self.holder(&self.host.path("dev").join(disk))?;

@@ -55,8 +55,8 @@ pub struct Pool {
     lines: Vec<Line>,
     /// The lines of the pools before this one: what they have is not in this one too.
     earlier: Vec<Line>,
-    /// Whether the root is libvirt's `<network>`.
-    is_network: bool,
+    /// Its root element: `pool`, or libvirt's `network`.
+    root: &'static str,
     /// Whether addresses may stand beside the PF whose VFs they are, as `virsh net-dumpxml` writes them.
     is_dump: bool,
     /// Whether it has libvirt's `<driver name='vfio'/>`, which is what we do anyway.

@@ -141,27 +141,40 @@ pub fn device(host: &Host, address: PciAddress) -> Result<Option<Device>> {
 
 /// What can be told of a function without waiting for its driver: all but its override and its VFs.
 pub fn identity(host: &Host, address: PciAddress) -> Result<Option<Device>> {
+    identity_in(host, address, || group_of(host, address))
+}
+
+/// The same of a function whose group may be known already.
+fn identity_in(
+    host: &Host,
+    address: PciAddress,
+    group: impl FnOnce() -> Result<Option<u32>>,
+) -> Result<Option<Device>> {
     let folder = host.device(address);
-    let Some(vendor) = read_optional(&folder.join("vendor"))? else { return Ok(None) };
+    let Some(vendor) = attribute(&folder.join("vendor"))? else { return Ok(None) };
     let driver = link_name(&folder.join("driver"))?;
+    let physfn = host.physfn(address)?;
     let on_vfio = gives_to_vfio(driver.as_deref(), &folder);
     Ok(Some(Device {
         address,
-        id: PciId {
-            vendor: number(&folder.join("vendor"), &vendor)?,
-            device: number(&folder.join("device"), &read(&folder.join("device"))?)?,
-        },
-        class: number(&folder.join("class"), &read(&folder.join("class"))?)?,
-        header_type: header_type(&folder.join("config"))?,
+        id: PciId { vendor: number(&folder.join("vendor"), &vendor)?, device: required(&folder.join("device"))? },
+        class: required(&folder.join("class"))?,
+        // A VF is always an endpoint (PCI Express, SR-IOV: "VF header type").
+        header_type: if physfn.is_some() { 0 } else { header_type(&folder.join("config"))? },
         driver,
         on_vfio,
-        in_vfio_use: on_vfio && read_optional(&folder.join("enable"))?.is_some_and(|count| count != "0"),
+        in_vfio_use: on_vfio && attribute(&folder.join("enable"))?.is_some_and(|count| count != "0"),
         driver_override: None,
-        group: link_number(&folder.join("iommu_group"))?,
-        physfn: host.physfn(address)?,
+        group: group()?,
+        physfn,
         numvfs: 0,
         drivers_autoprobe: None,
     }))
+}
+
+/// The IOMMU group of a function.
+fn group_of(host: &Host, address: PciAddress) -> Result<Option<u32>> {
+    link_number(&host.device(address).join("iommu_group"))
 }
 
 /// The addresses of all members of an IOMMU group, bridges included.
@@ -305,6 +318,24 @@ pub fn link_name(path: &Path) -> Result<Option<String>> {
 /// An attribute's text without the newline.
 pub fn read(path: &Path) -> Result<String> {
     read_optional(path)?.ok_or_else(|| Error::io("read", path, &io::ErrorKind::NotFound.into()))
+}
+
+/// A device's attribute of one short line, in one read(2); `None` where there is no such attribute, or the device went away
+/// meanwhile.
+fn attribute(path: &Path) -> Result<Option<String>> {
+    let mut text = [0; 64];
+    let read = fs::File::open(path).and_then(|mut file| file.read(&mut text));
+    match read {
+        Ok(length) => Ok(Some(String::from_utf8_lossy(&text[..length]).trim_end().to_owned())),
+        Err(cause) if gone(&cause) => Ok(None),
+        Err(cause) => Err(Error::io("read", path, &cause)),
+    }
+}
+
+/// An attribute that each device has.
+fn required<T: TryFrom<u32>>(path: &Path) -> Result<T> {
+    let text = attribute(path)?.ok_or_else(|| Error::io("read", path, &io::ErrorKind::NotFound.into()))?;
+    number(path, &text)
 }
 
 /// Like [`read`]; `None` where there is no such attribute, or the device went away meanwhile.

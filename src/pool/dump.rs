@@ -6,11 +6,12 @@
 use super::{OnBusy, PfName, Pool, Vfs};
 use crate::address::PciAddress;
 use quick_xml::escape::escape;
+use std::collections::BTreeSet;
 
 impl Pool {
     /// The pool with these members, of which guests have so many.
     pub fn xml(&self, members: &[PciAddress], connections: usize) -> String {
-        let root = if self.is_network { "network" } else { "pool" };
+        let root = self.root;
         let on_busy = if self.on_busy == OnBusy::Restart { " on-busy='restart'" } else { "" };
         let mut lines = vec![
             format!("<{root} connections='{connections}'{on_busy}>"),
@@ -41,13 +42,8 @@ impl Pool {
 
 /// As XML has it, and nothing that a terminal would take for a command.
 fn text(text: &str) -> String {
-    let mut written = String::new();
-    for character in escape(text).chars() {
-        if character.is_control() {
-            written += &format!("&#{};", u32::from(character));
-        } else {
-            written.push(character);
-        }
-    }
-    written
+    let written = escape(text);
+    let reference = |control| format!("&#{};", u32::from(control));
+    let controls: BTreeSet<char> = written.chars().filter(|character| character.is_control()).collect();
+    controls.into_iter().fold(written.to_string(), |text, control| text.replace(control, &reference(control)))
 }

@@ -195,10 +195,10 @@ impl<'a> Parser<'a> {
                 return Err(overlap(line, "it", other));
             }
         }
-        let is_network = root == "network";
-        let is_dump = is_network || connections.is_some();
+        let root = if root == "network" { "network" } else { "pool" };
+        let is_dump = root == "network" || connections.is_some();
         let (file, earlier) = (self.file.to_owned(), Vec::new());
-        Ok(Pool { name, file, on_busy, managed, uuid, lines, earlier, is_network, is_dump, names_driver })
+        Ok(Pool { name, file, on_busy, managed, uuid, lines, earlier, root, is_dump, names_driver })
     }
 
     fn forward(&mut self, start: &BytesStart, is_empty: bool) -> Result<Forward> {

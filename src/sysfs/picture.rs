@@ -1,9 +1,10 @@
 //! One look at a host's functions: whatever is asked, and how often, each attribute is read once.
 
-use super::{Device, Look};
+use super::{Device, Look, functions, group_of, identity_in};
 use crate::address::PciAddress;
 use crate::error::Result;
 use crate::host::Host;
+use once_cell::unsync::OnceCell;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -13,8 +14,15 @@ use std::hash::Hash;
 pub struct Picture<'a> {
     host: &'a Host,
     devices: Memory<PciAddress, Result<Option<Device>>>,
-    groups: Memory<u32, Result<Vec<PciAddress>>>,
+    groups: OnceCell<Groups>,
     netdevs: Memory<String, Option<PciAddress>>,
+}
+
+/// The groups of all functions, and the functions of each group: to list the folder of each group would cost more.
+#[derive(Default)]
+struct Groups {
+    of: HashMap<PciAddress, u32>,
+    members: HashMap<u32, Vec<PciAddress>>,
 }
 
 type Memory<K, V> = RefCell<HashMap<K, V>>;
@@ -22,7 +30,20 @@ type Memory<K, V> = RefCell<HashMap<K, V>>;
 impl<'a> Picture<'a> {
     /// A look at this host, which begins with the first question.
     pub fn new(host: &'a Host) -> Self {
-        Self { host, devices: Memory::default(), groups: Memory::default(), netdevs: Memory::default() }
+        Self { host, devices: Memory::default(), groups: OnceCell::new(), netdevs: Memory::default() }
+    }
+
+    fn groups(&self) -> Result<&Groups> {
+        self.groups.get_or_try_init(|| {
+            let mut groups = Groups::default();
+            for address in functions(self.host)? {
+                if let Some(group) = group_of(self.host, address)? {
+                    groups.of.insert(address, group);
+                    groups.members.entry(group).or_default().push(address);
+                }
+            }
+            Ok(groups)
+        })
     }
 }
 
@@ -41,11 +62,13 @@ impl Look for Picture<'_> {
     }
 
     fn identity(&self, address: PciAddress) -> Result<Option<Device>> {
-        remembered(&self.devices, address, |address| self.host.identity(*address))
+        remembered(&self.devices, address, |address| {
+            identity_in(self.host, *address, || Ok(self.groups()?.of.get(address).copied()))
+        })
     }
 
     fn group_members(&self, group: u32) -> Result<Vec<PciAddress>> {
-        remembered(&self.groups, group, |group| self.host.group_members(*group))
+        Ok(self.groups()?.members.get(&group).cloned().unwrap_or_default())
     }
 
     fn function_of(&self, netdev: &str) -> Option<PciAddress> {
