@@ -244,7 +244,7 @@ impl Inventory {
         let members: BTreeMap<PciAddress, &str> =
             views.iter().flat_map(|pool| pool.devices().map(|device| (device.address, pool.name.as_str()))).collect();
         let is_part = !scope.pools.is_empty();
-        let groups = scope.groups.then(|| view.groups(&members, is_part)).transpose()?;
+        let groups = scope.groups.then(|| view.groups(&views, &members, is_part)).transpose()?;
         let (leases, attention) = view.leases()?;
         let others = if is_part { Vec::new() } else { view.others(&leases, &members) };
         Ok(Self {
@@ -494,7 +494,14 @@ impl View<'_> {
     }
 
     /// The groups of these members, or all of the host.
-    fn groups(&self, members: &BTreeMap<PciAddress, &str>, of_members: bool) -> Result<Vec<GroupView>> {
+    fn groups(
+        &self,
+        pools: &[PoolView],
+        members: &BTreeMap<PciAddress, &str>,
+        of_members: bool,
+    ) -> Result<Vec<GroupView>> {
+        let pfs = pools.iter().flat_map(|pool| pool.pfs.iter().filter_map(|pf| Some((pf.address?, &pool.name))));
+        let pfs: BTreeMap<PciAddress, &String> = pfs.collect();
         let mut groups: BTreeMap<Option<u32>, Vec<DeviceView>> = BTreeMap::new();
         for address in sysfs::functions(self.host)? {
             let mut device = self.device(address);
@@ -503,6 +510,9 @@ impl View<'_> {
                 self.picture.identity(address).is_ok_and(|device| device.is_some_and(|device| device.is_bridge()));
             if is_bridge && device.pool.is_none() && !matches!(device.state, State::Leased { .. }) {
                 device.state = State::Bridge;
+            }
+            if let (State::Free, Some(pool)) = (&device.state, pfs.get(&address)) {
+                device.state = State::Foreign { by: format!("its VFs are pool '{pool}'") };
             }
             groups.entry(device.iommu_group).or_default().push(device);
         }

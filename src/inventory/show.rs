@@ -143,7 +143,7 @@ impl PfView {
         let Some(address) = self.address else {
             let front = Columns { indent: 2, name: &Name(&self.name), driver: None, group: Some("") };
             let missing =
-                if self.missing > 1 { format!("missing, and {} VFs", self.missing) } else { "missing".into() };
+                if self.missing > 1 { format!("missing, with its {} VFs", self.missing) } else { "missing".into() };
             return fold(out, &front.to_string(), STATE, colour(AnsiColor::Red), &missing);
         };
         let group = group(self.iommu_group);
@@ -277,18 +277,13 @@ fn is_direction(character: char) -> bool {
 
 /// Writes a text behind `front`, from column `indent` on, and on as many lines as it needs to stay within [`WIDTH`].
 fn fold(out: &mut dyn Write, front: &str, indent: usize, style: Style, text: &str) -> fmt::Result {
-    let shown = anstream::adapter::strip_str(front).to_string().chars().count();
-    let mut column = shown;
+    let mut column = anstream::adapter::strip_str(front).to_string().chars().count();
     write!(out, "{front}")?;
     let mut line = String::new();
     let flush = |line: &mut String, out: &mut dyn Write| {
         let line = std::mem::take(line);
         if line.is_empty() { Ok(()) } else { write!(out, "{style}{line}{style:#}") }
     };
-    if column < indent {
-        write!(out, "{:1$}", "", indent - column)?;
-        column = indent;
-    }
     for word in text.split(' ') {
         let length = word.chars().count();
         let blank = usize::from(!line.is_empty());

@@ -8,6 +8,7 @@ mod endings;
 mod failures;
 mod input;
 mod kills;
+mod list;
 mod moves;
 mod parking;
 mod parser;
