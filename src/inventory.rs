@@ -96,7 +96,7 @@ pub struct PfView {
 }
 
 /// A device.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct DeviceView {
     /// Where it is.
     pub address: PciAddress,
@@ -235,6 +235,7 @@ impl Inventory {
             picture: &picture,
             availability,
             parked: BTreeMap::new(),
+            devices: RefCell::default(),
             numa: RefCell::default(),
         };
         view.parked = view.parked();
@@ -313,6 +314,7 @@ struct View<'a> {
     availability: Availability<'a>,
     /// Who is parked where.
     parked: BTreeMap<PciAddress, Vec<String>>,
+    devices: RefCell<BTreeMap<PciAddress, DeviceView>>,
     numa: RefCell<BTreeMap<PciAddress, Option<u32>>>,
 }
 
@@ -401,20 +403,26 @@ impl View<'_> {
         }
     }
 
+    /// A device, looked at once: a member of a pool is in a group, too.
     fn device(&self, address: PciAddress) -> DeviceView {
+        if let Some(known) = self.devices.borrow().get(&address) {
+            return known.clone();
+        }
         // What cannot be read is part of its state.
         let device = self.picture.identity(address).ok().flatten();
         let state =
             self.state(address).unwrap_or_else(|error| State::Attention { guest: None, why: error.to_string() });
         let pf = device.as_ref().and_then(|device| device.physfn);
-        DeviceView {
+        let view = DeviceView {
             address,
             iommu_group: device.as_ref().and_then(|device| device.group),
             driver: device.and_then(|device| device.driver),
             numa_node: self.numa_node(pf.unwrap_or(address)),
             pool: None,
             state,
-        }
+        };
+        self.devices.borrow_mut().insert(address, view.clone());
+        view
     }
 
     fn numa_node(&self, address: PciAddress) -> Option<u32> {

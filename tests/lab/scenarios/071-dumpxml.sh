@@ -3,7 +3,7 @@
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 file=/etc/vfpool/pools.d/passthrough.xml
-trap 'virsh -q net-destroy passthrough; virsh -q net-undefine passthrough; remove_all_guests; remove_pools 01:00.0' EXIT
+trap 'virsh -q net-destroy passthrough || true; virsh -q net-undefine passthrough || true; remove_all_guests; remove_pools 01:00.0' EXIT
 
 # The same network in libvirt and as a pool.
 pf=$(netdev_of 01:00.0)
