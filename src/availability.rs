@@ -13,7 +13,7 @@ use crate::process;
 use crate::settings::Settings;
 use crate::sysfs::{Device, Look, Picture};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 
@@ -56,8 +56,14 @@ pub struct Availability<'a> {
     /// What the admin allows.
     settings: &'a Settings,
     /// For a look at all devices.
-    guard: Option<Guard<'a>>,
+    all: Option<All<'a>>,
     holders: RefCell<BTreeMap<String, Option<Rc<Holder>>>>,
+}
+
+/// What is found out once for all devices, in place of once for each.
+struct All<'a> {
+    guard: Guard<'a>,
+    claimed: BTreeSet<PciAddress>,
 }
 
 /// A guest that has devices, by its lease.
@@ -72,13 +78,21 @@ pub struct Holder {
 impl<'a> Availability<'a> {
     /// A look at the host for one guest.
     pub fn new(host: &'a Host, store: &'a Store<'a>, settings: &'a Settings) -> Self {
-        Self { look: host, store, settings, guard: None, holders: RefCell::default() }
+        Self { look: host, store, settings, all: None, holders: RefCell::default() }
     }
 
     /// A look at all devices of a host.
-    pub fn of_all(picture: &'a Picture<'a>, store: &'a Store<'a>, settings: &'a Settings) -> Self {
-        let guard = Some(Guard::new(picture.host(), settings.deadline()));
-        Self { look: picture, guard, ..Self::new(picture.host(), store, settings) }
+    pub fn of_all(picture: &'a Picture<'a>, store: &'a Store<'a>, settings: &'a Settings) -> Result<Self> {
+        let guard = Guard::new(picture.host(), settings.deadline());
+        let all = Some(All { guard, claimed: store.claimed()? });
+        Ok(Self { look: picture, all, ..Self::new(picture.host(), store, settings) })
+    }
+
+    fn owner(&self, address: PciAddress) -> Result<Option<String>> {
+        match &self.all {
+            Some(all) if !all.claimed.contains(&address) => Ok(None),
+            _ => self.store.owner(address),
+        }
     }
 
     /// A guest's lease, read once.
@@ -107,7 +121,7 @@ impl<'a> Availability<'a> {
     }
 
     fn of_member(&self, guest: &str, member: &Device) -> Result<Option<Standing>> {
-        match self.store.owner(member.address)? {
+        match self.owner(member.address)? {
             Some(owner) if owner == guest => return Ok(None),
             Some(owner) => {
                 let has_it = match self.holder(&owner) {
@@ -128,8 +142,8 @@ impl<'a> Availability<'a> {
         if !asks {
             return Ok(None);
         }
-        let need = match &self.guard {
-            Some(guard) => guard.of_one_of_many(member)?,
+        let need = match &self.all {
+            Some(All { guard, .. }) => guard.of_one_of_many(member)?,
             None => needs::of(self.look.host(), member.address, self.settings.deadline())?,
         };
         let need = need.or_else(|| member.in_vfio_use.then(Need::in_vfio_by_somebody));

@@ -228,7 +228,7 @@ impl Inventory {
         };
         let store = Store::new(host, log);
         let picture = Picture::new(host);
-        let availability = Availability::of_all(&picture, &store, &settings);
+        let availability = Availability::of_all(&picture, &store, &settings)?;
         let mut view = View {
             host,
             store: &store,

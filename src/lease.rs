@@ -23,6 +23,7 @@ use crate::log::Log;
 use crate::process::{self, Process};
 use crate::sysfs::Device;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -320,6 +321,12 @@ impl<'a> Store<'a> {
     pub fn owner(&self, address: PciAddress) -> Result<Option<String>> {
         let name = crate::sysfs::link_name(&self.path("claims", &address.to_string()))?;
         Ok(name.and_then(|name| guest_name(&name)))
+    }
+
+    /// The devices that somebody owns.
+    pub fn claimed(&self) -> Result<BTreeSet<PciAddress>> {
+        let names = crate::sysfs::names(&self.host.state().join("claims"))?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// Why something of a guest could not be given back.
