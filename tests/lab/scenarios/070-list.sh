@@ -45,8 +45,8 @@ expect_output 'vfpool_leases{state="active"} 3' vfpool list --metrics
 
 # Colours on a terminal only, and not for those who do not want them.
 escape=$'\e['
-expect_output "${escape}32mfree" script -qec 'vfpool list' /dev/null
-[[ $(NO_COLOR=1 script -qec 'vfpool list' /dev/null) != *"$escape"* ]] || fail "NO_COLOR: expected no colours"
+expect_output "${escape}32mfree" env TERM=xterm script -qec 'vfpool list' /dev/null
+[[ $(NO_COLOR=1 TERM=xterm script -qec 'vfpool list' /dev/null) != *"$escape"* ]] || fail "NO_COLOR: expected no colours"
 [[ $(vfpool list) != *"$escape"* ]] || fail "a pipe: expected no colours"
 # A watch draws over the old picture, and ends with Ctrl-C.
 script -qec 'timeout --signal=INT --foreground 5 vfpool list --watch' /run/lab/watch >/dev/null || true
