@@ -39,6 +39,12 @@ impl PciAddress {
             (self.function.into(), format!("0x{:x}", self.function)),
         ]
     }
+
+    /// As libvirt's element.
+    pub fn element(&self) -> String {
+        let [(_, domain), (_, bus), (_, slot), (_, function)] = self.numbers();
+        format!("<address type='pci' domain='{domain}' bus='{bus}' slot='{slot}' function='{function}'/>")
+    }
 }
 
 impl PciAddress {

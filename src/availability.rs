@@ -6,13 +6,16 @@
 use crate::address::PciAddress;
 use crate::error::Result;
 use crate::host::Host;
-use crate::lease::Store;
-use crate::needs;
+use crate::lease::{Lease, State, Store};
+use crate::needs::{self, Guard, Need};
 use crate::pool::Pool;
 use crate::process;
 use crate::settings::Settings;
-use crate::sysfs::{self, Device};
+use crate::sysfs::{Device, Look, Picture};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::rc::Rc;
 
 /// How a device stands for one guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,23 +47,71 @@ impl fmt::Display for Standing {
     }
 }
 
-/// Looks at the devices of one host.
+/// Looks at the devices of one host, once: what it has found out about a guest or the host counts as long as it lives.
 pub struct Availability<'a> {
-    /// The host.
-    pub host: &'a Host,
+    /// The devices.
+    look: &'a dyn Look,
     /// Who owns what.
-    pub store: &'a Store<'a>,
+    store: &'a Store<'a>,
     /// What the admin allows.
-    pub settings: &'a Settings,
+    settings: &'a Settings,
+    /// For a look at all devices.
+    all: Option<All<'a>>,
+    holders: RefCell<BTreeMap<String, Option<Rc<Holder>>>>,
 }
 
-impl Availability<'_> {
+/// What is found out once for all devices, in place of once for each.
+struct All<'a> {
+    guard: Guard<'a>,
+    claimed: BTreeSet<PciAddress>,
+}
+
+/// A guest that has devices, by its lease.
+#[derive(Debug)]
+pub struct Holder {
+    /// What it has.
+    pub lease: Lease,
+    /// Whether it runs, or is being started.
+    pub is_in_use: bool,
+}
+
+impl<'a> Availability<'a> {
+    /// A look at the host for one guest.
+    pub fn new(host: &'a Host, store: &'a Store<'a>, settings: &'a Settings) -> Self {
+        Self { look: host, store, settings, all: None, holders: RefCell::default() }
+    }
+
+    /// A look at all devices of a host.
+    pub fn of_all(picture: &'a Picture<'a>, store: &'a Store<'a>, settings: &'a Settings) -> Result<Self> {
+        let guard = Guard::new(picture.host(), settings.deadline());
+        let all = Some(All { guard, claimed: store.claimed()? });
+        Ok(Self { look: picture, all, ..Self::new(picture.host(), store, settings) })
+    }
+
+    fn owner(&self, address: PciAddress) -> Result<Option<String>> {
+        match &self.all {
+            Some(all) if !all.claimed.contains(&address) => Ok(None),
+            _ => self.store.owner(address),
+        }
+    }
+
+    /// A guest's lease, read once.
+    pub fn holder(&self, guest: &str) -> Option<Rc<Holder>> {
+        if let Some(known) = self.holders.borrow().get(guest) {
+            return known.clone();
+        }
+        let lease = self.store.peek(guest);
+        let holder = lease.map(|lease| Rc::new(Holder { is_in_use: lease.is_in_use(self.look.host(), guest), lease }));
+        self.holders.borrow_mut().insert(guest.to_owned(), holder.clone());
+        holder
+    }
+
     /// How a device stands for this guest.
     pub fn of(&self, guest: &str, address: PciAddress) -> Result<Standing> {
-        let Some(device) = sysfs::identity(self.host, address)? else { return Ok(Standing::Missing) };
+        let Some(device) = self.look.identity(address)? else { return Ok(Standing::Missing) };
         let Some(group) = device.group.filter(|_| device.is_endpoint()) else { return Ok(Standing::Missing) };
-        for member in sysfs::group_members(self.host, group)? {
-            let member = if member == address { Some(device.clone()) } else { sysfs::identity(self.host, member)? };
+        for member in self.look.group_members(group)? {
+            let member = if member == address { Some(device.clone()) } else { self.look.identity(member)? };
             let Some(member) = member.filter(|member| !member.is_bridge()) else { continue };
             if let Some(standing) = self.of_member(guest, &member)? {
                 return Ok(standing);
@@ -71,13 +122,16 @@ impl Availability<'_> {
 
     /// Why a device keeps this guest from its IOMMU group, if it does.
     pub fn of_member(&self, guest: &str, member: &Device) -> Result<Option<Standing>> {
-        match self.store.owner(member.address)? {
+        match self.owner(member.address)? {
             Some(owner) if owner == guest => return Ok(None),
             Some(owner) => {
-                let has_it = match self.store.peek(&owner) {
+                let has_it = match self.holder(&owner) {
                     // Until a guest that is gone has given it back, it is nobody else's.
-                    Some(lease) => lease.held(member.address).is_some() && !lease.is_over(self.host),
-                    None => process::qemu(self.host, &owner).is_some(),
+                    Some(holder) => {
+                        let is_over = holder.lease.state == State::Reserved && !holder.is_in_use;
+                        holder.lease.held(member.address).is_some() && !is_over
+                    }
+                    None => process::qemu(self.look.host(), &owner).is_some(),
                 };
                 if has_it {
                     return Ok(Some(Standing::Leased { guest: owner }));
@@ -89,13 +143,17 @@ impl Availability<'_> {
         if !asks {
             return Ok(None);
         }
-        let need = needs::of(self.host, member.address, self.settings.deadline())?;
+        let need = match &self.all {
+            Some(All { guard, .. }) => guard.of_one_of_many(member)?,
+            None => needs::of(self.look.host(), member.address, self.settings.deadline())?,
+        };
+        let need = need.or_else(|| member.in_vfio_use.then(Need::in_vfio_by_somebody));
         Ok(need.map(|need| Standing::Needed { by: need.to_string() }))
     }
 
     /// How each member of a pool stands for this guest, in the pool's order, and what is wrong with the pool.
     pub fn of_pool(&self, guest: &str, pool: &Pool) -> Result<Vec<(PciAddress, Standing)>> {
-        let (members, _) = pool.members(self.host);
+        let (members, _) = pool.members(self.look);
         members.into_iter().map(|address| Ok((address, self.of(guest, address)?))).collect()
     }
 }

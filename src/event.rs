@@ -59,7 +59,7 @@ impl<'a> Events<'a> {
 
     /// How devices stand for guests.
     pub fn availability(&self) -> Availability<'_> {
-        Availability { host: self.host, store: &self.store, settings: &self.settings }
+        Availability::new(self.host, &self.store, &self.settings)
     }
 
     /// How long one step on the host may take.

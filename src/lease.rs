@@ -9,6 +9,7 @@
 //! | `leases/GUEST` | what the guest holds and how it was found: all that is needed to give it back |
 //! | `claims/ADDRESS` | link to the lease that owns this device now |
 //! | `attention/GUEST` | why something could not be given back |
+//! | `lock-waits` | a byte for each time that somebody had to wait for one of these locks |
 //! | `corrupt/` | leases that could not be read, for the admin to look at |
 //!
 //! A claim decides who owns a device, a lease what to do with it. A lease is written before its claims, and both before
@@ -22,6 +23,7 @@ use crate::log::Log;
 use crate::process::{self, Process};
 use crate::sysfs::Device;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -69,6 +71,23 @@ pub enum State {
     Failed,
     /// The guest is gone, libvirt has done its part of the stop, and the rest goes back.
     Returning,
+}
+
+impl State {
+    /// All of them, in the order of a lease's life.
+    pub const ALL: [Self; 5] = [Self::Reserved, Self::Pending, Self::Active, Self::Failed, Self::Returning];
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reserved => "reserved",
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Failed => "failed",
+            Self::Returning => "returning",
+        })
+    }
 }
 
 /// A device that a guest holds, and how it was before.
@@ -248,7 +267,7 @@ impl<'a> Store<'a> {
     /// Waits for the other events of this guest to end, and keeps new ones off.
     pub fn turn(&self, guest: &str, limit: Duration) -> Result<Turn> {
         let path = self.path("turns", guest);
-        let file = lock_file(&path, limit)?;
+        let file = self.lock_file(&path, limit)?;
         file.map(Turn).ok_or_else(|| {
             let why = "another event of this guest is still at work there, or hangs in the kernel";
             Error::new(format!("Cannot lock {} within {} s: {why}", path.display(), limit.as_secs()))
@@ -257,7 +276,7 @@ impl<'a> Store<'a> {
 
     /// The turn of a guest if it is free now.
     pub fn try_turn(&self, guest: &str) -> Result<Option<Turn>> {
-        Ok(lock_file(&self.path("turns", guest), Duration::ZERO)?.map(Turn))
+        Ok(self.lock_file(&self.path("turns", guest), Duration::ZERO)?.map(Turn))
     }
 
     /// Waits until no other process edits guests' definitions. No hook ever takes this lock, so it may be held while libvirt
@@ -265,25 +284,25 @@ impl<'a> Store<'a> {
     pub fn editing(&self, limit: Duration) -> Result<Turn> {
         let path = self.host.state().join("editing");
         let why = || Error::new(format!("Another vfpool has been editing definitions for {} s", limit.as_secs()));
-        lock_file(&path, limit)?.map(Turn).ok_or_else(why)
+        self.lock_file(&path, limit)?.map(Turn).ok_or_else(why)
     }
 
     /// Waits for others that make or bind the VFs of this PF, and keeps new ones off. `None` if they are not done in time.
     pub fn turn_of_pf(&self, pf: PciAddress, limit: Duration) -> Result<Option<Turn>> {
         let path = self.path("pfs", &pf.to_string());
-        Ok(lock_file(&path, limit)?.map(Turn))
+        Ok(self.lock_file(&path, limit)?.map(Turn))
     }
 
     /// The right to bind single VFs of this PF, which many may have at the same time, if nobody has the turn of the PF.
     pub fn try_turn_of_vf(&self, pf: PciAddress) -> Result<Option<Turn>> {
         let path = self.path("pfs", &pf.to_string());
-        Ok(lock_file_by(&path, Duration::ZERO, fs2::FileExt::try_lock_shared)?.map(Turn))
+        Ok(self.lock_file_by(&path, Duration::ZERO, fs2::FileExt::try_lock_shared)?.map(Turn))
     }
 
     /// Waits for the lock.
     pub fn lock(&self) -> Result<Locked<'_>> {
         let path = self.host.state().join("lock");
-        match lock_file(&path, LOCK_LIMIT)? {
+        match self.lock_file(&path, LOCK_LIMIT)? {
             Some(lock) => Ok(Locked { store: self, lock }),
             None => Err(Error::new(format!(
                 "Cannot lock {} within {} s; see with `fuser -v {0}` who holds it",
@@ -326,11 +345,72 @@ impl<'a> Store<'a> {
         Ok(name.and_then(|name| guest_name(&name)))
     }
 
+    /// The devices that somebody owns.
+    pub fn claimed(&self) -> Result<BTreeSet<PciAddress>> {
+        let names = crate::sysfs::names(&self.host.state().join("claims"))?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
     /// Why something of a guest could not be given back.
     pub fn attention(&self, guest: &str) -> Result<Option<String>> {
         crate::sysfs::read_optional(&self.path("attention", guest))
     }
+
+    /// How often somebody had to wait for a lock since boot.
+    pub fn lock_waits(&self) -> u64 {
+        fs::metadata(self.host.state().join(LOCK_WAITS)).map_or(0, |data| data.len())
+    }
+
+    /// Locks a file, made if need be; `None` if it is still locked by another when the limit is over.
+    fn lock_file(&self, path: &Path, limit: Duration) -> Result<Option<File>> {
+        self.lock_file_by(path, limit, fs2::FileExt::try_lock_exclusive)
+    }
+
+    fn lock_file_by(
+        &self,
+        path: &Path,
+        limit: Duration,
+        try_lock: fn(&File) -> io::Result<()>,
+    ) -> Result<Option<File>> {
+        let mut open = File::options();
+        open.write(true).create(true).truncate(false).mode(0o600);
+        let file = match open.open(path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                make_folder(path.parent().unwrap_or(path))?;
+                open.open(path)
+            }
+            result => result,
+        };
+        let file = file.map_err(|cause| Error::io("open", path, &cause))?;
+        let deadline = Instant::now() + limit;
+        let mut has_waited = false;
+        loop {
+            match try_lock(&file) {
+                Ok(()) => return Ok(Some(file)),
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+                Err(cause) => return Err(Error::io("lock", path, &cause)),
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            if !std::mem::replace(&mut has_waited, true) {
+                self.count_wait();
+            }
+            // flock(2) itself knows no deadline.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// An appended byte needs no lock. That it may fail (a full disk) holds nobody up.
+    fn count_wait(&self) {
+        let path = self.host.state().join(LOCK_WAITS);
+        let open = File::options().append(true).create(true).mode(0o600).open(path);
+        let _ = open.and_then(|mut file| file.write_all(b"."));
+    }
 }
+
+/// The file that counts waits by its size.
+const LOCK_WAITS: &str = "lock-waits";
 
 impl Locked<'_> {
     /// A guest's lease. One that is no lease is set aside and told of: it is trusted no more, and must not keep the guest
@@ -425,37 +505,6 @@ impl Locked<'_> {
         written.and_then(|()| rename(&temporary, &path)).inspect_err(|_| {
             let _ = remove(&temporary);
         })
-    }
-}
-
-/// Locks a file, made if need be; `None` if it is still locked by another when the limit is over.
-fn lock_file(path: &Path, limit: Duration) -> Result<Option<File>> {
-    lock_file_by(path, limit, fs2::FileExt::try_lock_exclusive)
-}
-
-fn lock_file_by(path: &Path, limit: Duration, try_lock: fn(&File) -> io::Result<()>) -> Result<Option<File>> {
-    let mut open = File::options();
-    open.write(true).create(true).truncate(false).mode(0o600);
-    let file = match open.open(path) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-            make_folder(path.parent().unwrap_or(path))?;
-            open.open(path)
-        }
-        result => result,
-    };
-    let file = file.map_err(|cause| Error::io("open", path, &cause))?;
-    let deadline = Instant::now() + limit;
-    loop {
-        match try_lock(&file) {
-            Ok(()) => return Ok(Some(file)),
-            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
-            Err(cause) => return Err(Error::io("lock", path, &cause)),
-        }
-        if Instant::now() >= deadline {
-            return Ok(None);
-        }
-        // flock(2) itself knows no deadline.
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

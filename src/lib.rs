@@ -17,6 +17,7 @@
 //! | [`virsh`], [`definition`], [`assign`] | libvirt by its command, the guests' persistent definitions, who should point where |
 //! | [`explain`] | why a device or a guest stands as it does, and what a start would do |
 //! | [`parking`], [`start`], [`request`], [`reconcile`] | what is done to definitions, by systemd and by the admin |
+//! | [`inventory`], [`dumpxml`] | what the admin is shown |
 //!
 //! Nothing here reads the environment, prints or exits: the mains do.
 
@@ -26,10 +27,12 @@ pub mod assign;
 pub mod availability;
 pub mod definition;
 pub mod domain;
+pub mod dumpxml;
 pub mod error;
 pub mod event;
 pub mod explain;
 pub mod host;
+pub mod inventory;
 pub mod lease;
 pub mod log;
 pub mod needs;

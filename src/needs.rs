@@ -7,16 +7,19 @@
 use crate::address::PciAddress;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::{patient, process, sysfs};
+use crate::sysfs::{self, Device};
+use crate::{patient, process};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage};
 use nix::sys::stat::Mode;
-use std::ffi::CString;
+use once_cell::unsync::OnceCell;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr};
 use std::fmt;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Why the host needs a device. Shown as the end of "… is used by the host: ".
@@ -96,6 +99,11 @@ impl fmt::Display for Need {
 }
 
 impl Need {
+    /// It is in use through VFIO, but not by its group: by /dev/vfio/devices.
+    pub fn in_vfio_by_somebody() -> Self {
+        Self::InVfio { by: "a program that has it open".to_owned() }
+    }
+
     /// What the admin can do to free the device.
     pub fn remedy(&self) -> String {
         match self {
@@ -124,22 +132,15 @@ impl Need {
 /// What cannot be found out is an error: a device is taken only if it is known to be free.
 pub fn of(host: &Host, address: PciAddress, limit: Duration) -> Result<Option<Need>> {
     let folder = host.device(address);
+    let guard = Guard::new(host, limit);
     if sysfs::is_on_vfio(&folder)?
         && let Some(group) = sysfs::link_number(&folder.join("iommu_group"))?
     {
-        return Ok(process::holder_of_group(host, group)?.map(|by| Need::InVfio { by }));
+        return guard.in_vfio(group);
     }
     let mut below = Below::default();
     below.search(&folder, 0)?;
-    let guard = Guard { host, limit };
-    let mut found = Found::default();
-    for netdev in &below.netdevs {
-        found.add(guard.network(netdev)?);
-    }
-    for disk in &below.disks {
-        found.add(guard.storage(disk, 0)?);
-    }
-    Ok(found.0)
+    guard.of_below(&below)
 }
 
 /// The need that says most: a vital one, if there is any.
@@ -159,7 +160,7 @@ impl Found {
 }
 
 /// Interfaces and whole block devices that hang off a device.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Below {
     netdevs: Vec<String>,
     disks: Vec<String>,
@@ -198,6 +199,33 @@ impl Below {
     }
 }
 
+/// What hangs off each device that has anything: by the links of all interfaces and block devices, each of which tells the
+/// whole way to it.
+fn all_below(host: &Host) -> Result<BTreeMap<PciAddress, Below>> {
+    let mut all: BTreeMap<PciAddress, Below> = BTreeMap::new();
+    for class in ["net", "block"] {
+        let folder = host.path("sys/class").join(class);
+        for name in sysfs::names(&folder)? {
+            // It went away, or is a file (bonding_masters).
+            let Ok(target) = fs::read_link(folder.join(&name)) else { continue };
+            let way: Vec<&str> = target.iter().filter_map(OsStr::to_str).collect();
+            // What is below a disk are its partitions.
+            let is_partition = |disk: &&str| class == "block" && folder.join(disk).exists();
+            if way.iter().rev().nth(1).is_some_and(is_partition) {
+                continue;
+            }
+            for address in way.iter().filter_map(|part| part.parse().ok()) {
+                let below = all.entry(address).or_default();
+                match class {
+                    "net" => below.netdevs.push(name.clone()),
+                    _ => below.disks.push(nvme_head(&name).unwrap_or_else(|| name.clone())),
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// With native NVMe multipath, a controller has hidden paths (`nvme0c1n1`) only; what is mounted is the head, `nvme0n1`.
 fn nvme_head(name: &str) -> Option<String> {
     let (subsystem, path) = name.strip_prefix("nvme")?.split_once('c')?;
@@ -205,12 +233,66 @@ fn nvme_head(name: &str) -> Option<String> {
     Some(format!("nvme{subsystem}n{namespace}"))
 }
 
-struct Guard<'a> {
+/// Finds out what the host needs. What is the same for all devices (routes, mounts, open files) is read once, when it is first
+/// needed; so a guard is good for one look.
+pub struct Guard<'a> {
     host: &'a Host,
     limit: Duration,
+    below: OnceCell<BTreeMap<PciAddress, Below>>,
+    routes: OnceCell<Vec<String>>,
+    addresses: OnceCell<BTreeMap<String, String>>,
+    mounts: OnceCell<String>,
+    swaps: OnceCell<String>,
+    holders: OnceCell<BTreeMap<PathBuf, String>>,
 }
 
-impl Guard<'_> {
+impl<'a> Guard<'a> {
+    /// A guard that gives up each question to the kernel which may hang after `limit`.
+    pub fn new(host: &'a Host, limit: Duration) -> Self {
+        Self {
+            host,
+            limit,
+            below: OnceCell::new(),
+            routes: OnceCell::new(),
+            addresses: OnceCell::new(),
+            mounts: OnceCell::new(),
+            swaps: OnceCell::new(),
+            holders: OnceCell::new(),
+        }
+    }
+
+    /// As [`of`], for a caller that asks about many devices and decides nothing: looks at all interfaces and disks of the host
+    /// once, and not below each device. Opens no disk to find out whether it is claimed, as that claims it for a moment.
+    pub fn of_one_of_many(&self, device: &Device) -> Result<Option<Need>> {
+        match device.group {
+            Some(group) if device.on_vfio => self.in_vfio(group),
+            _ => match self.below.get_or_try_init(|| all_below(self.host))?.get(&device.address) {
+                Some(below) => self.of_below(below),
+                None => Ok(None),
+            },
+        }
+    }
+
+    fn in_vfio(&self, group: u32) -> Result<Option<Need>> {
+        Ok(self.holder(&self.host.path(format!("dev/vfio/{group}")))?.map(|by| Need::InVfio { by }))
+    }
+
+    fn of_below(&self, below: &Below) -> Result<Option<Need>> {
+        let mut found = Found::default();
+        for netdev in &below.netdevs {
+            found.add(self.network(netdev)?);
+        }
+        for disk in &below.disks {
+            found.add(self.storage(disk, 0)?);
+        }
+        Ok(found.0)
+    }
+
+    fn holder(&self, node: &Path) -> Result<Option<String>> {
+        let holders = self.holders.get_or_try_init(|| process::open_nodes(self.host))?;
+        Ok(holders.get(node).cloned())
+    }
+
     fn network(&self, netdev: &str) -> Result<Option<Need>> {
         let folder = self.host.path("sys/class/net").join(netdev);
         if let Some(upper) = sysfs::link_name(&folder.join("master"))? {
@@ -222,10 +304,11 @@ impl Guard<'_> {
         if !is_up(&folder)? {
             return Ok(None);
         }
-        if self.default_routes()?.iter().any(|interface| interface == netdev) {
+        if self.routes.get_or_try_init(|| self.default_routes())?.iter().any(|interface| interface == netdev) {
             return Ok(Some(Need::DefaultRoute { netdev: netdev.to_owned() }));
         }
-        Ok(address_of(netdev)?.map(|address| Need::Address { netdev: netdev.to_owned(), address }))
+        let addresses = self.addresses.get_or_try_init(addresses)?;
+        Ok(addresses.get(netdev).map(|address| Need::Address { netdev: netdev.to_owned(), address: address.clone() }))
     }
 
     /// The interfaces of the best IPv4 and of the best IPv6 default route. An interface with a worse one only has an
@@ -259,7 +342,9 @@ impl Guard<'_> {
         if let Some(at) = self.mount_point(disk, sysfs::read_optional(&folder.join("dev"))?.as_deref())? {
             return Ok(Some(Need::Mounted { disk: disk.to_owned(), at }));
         }
-        let swaps = sysfs::read_optional(&self.host.path("proc/swaps"))?.unwrap_or_default();
+        let swaps = self.swaps.get_or_try_init(|| {
+            Ok::<_, Error>(sysfs::read_optional(&self.host.path("proc/swaps"))?.unwrap_or_default())
+        })?;
         if swaps.lines().filter_map(|line| line.split_whitespace().next()).any(|file| is_node(file, disk)) {
             return Ok(Some(Need::Swap { disk: disk.to_owned() }));
         }
@@ -283,10 +368,11 @@ impl Guard<'_> {
         if found.is_vital() {
             return Ok(found.0);
         }
-        if self.is_claimed(disk)? {
+        // Only a list has looked at all.
+        if self.below.get().is_none() && self.is_claimed(disk)? {
             return Ok(Some(Need::Claimed { disk: disk.to_owned() }));
         }
-        let holder = process::holder_of(self.host, &self.host.path("dev").join(disk))?;
+        let holder = self.holder(&self.host.path("dev").join(disk))?;
         found.add(holder.map(|by| Need::Open { disk: disk.to_owned(), by }));
         Ok(found.0)
     }
@@ -294,7 +380,7 @@ impl Guard<'_> {
     /// Where a block device is mounted on the host (as init sees it: libvirtd may have mounts of its own). By number, or
     /// by name for file systems that mount under a number of their own, as btrfs does.
     fn mount_point(&self, disk: &str, number: Option<&str>) -> Result<Option<String>> {
-        let mounts = sysfs::read(&self.host.path("proc/1/mountinfo"))?;
+        let mounts = self.mounts.get_or_try_init(|| sysfs::read(&self.host.path("proc/1/mountinfo")))?;
         Ok(mounts.lines().find_map(|line| {
             let (mount, source) = line.split_once(" - ")?;
             let mut mount = mount.split(' ').skip(2);
@@ -339,21 +425,27 @@ fn hex(text: &str) -> Option<u32> {
     u32::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
 }
 
-/// An address of the interface that was given to it on purpose.
-fn address_of(netdev: &str) -> Result<Option<String>> {
+/// Of each interface an address that was given to it on purpose.
+fn addresses() -> Result<BTreeMap<String, String>> {
     let all = nix::ifaddrs::getifaddrs()
         .map_err(|errno| Error::new(format!("Cannot list the addresses of the host's interfaces: {errno}")))?;
-    // An address with a label is shown under that, as eth0:1.
-    let interface = |name: &str| name.split(':').next().map(str::to_owned);
-    let own = all.filter(|entry| interface(&entry.interface_name) == interface(netdev));
-    Ok(own.filter_map(|entry| entry.address).find_map(|address: SockaddrStorage| match address.family()? {
-        AddressFamily::Inet => Some(address.as_sockaddr_in()?.ip().to_string()),
-        AddressFamily::Inet6 => {
-            let ip = address.as_sockaddr_in6()?.ip();
-            (!ip.is_unicast_link_local()).then(|| ip.to_string())
+    let mut addresses = BTreeMap::new();
+    for entry in all {
+        let given = entry.address.and_then(|address: SockaddrStorage| match address.family()? {
+            AddressFamily::Inet => Some(address.as_sockaddr_in()?.ip().to_string()),
+            AddressFamily::Inet6 => {
+                let ip = address.as_sockaddr_in6()?.ip();
+                (!ip.is_unicast_link_local()).then(|| ip.to_string())
+            }
+            _ => None,
+        });
+        // An address with a label is shown under that, as eth0:1.
+        let interface = entry.interface_name.split(':').next().unwrap_or_default();
+        if let Some(address) = given {
+            addresses.entry(interface.to_owned()).or_insert(address);
         }
-        _ => None,
-    }))
+    }
+    Ok(addresses)
 }
 
 #[cfg(test)]

@@ -15,13 +15,14 @@
 //! for. What is wrong with one line, or one file, is told and leaves the others as they are.
 //! Source: libvirt `docs/formatnetwork.rst`, "Using an SR-IOV pool".
 
+mod dump;
 mod file;
 mod network;
 
 use crate::address::PciAddress;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::sysfs::{self, Device};
+use crate::sysfs::{self, Device, Look};
 use serde::Deserialize;
 use std::fmt;
 use std::path::PathBuf;
@@ -48,12 +49,18 @@ pub struct Pool {
     pub on_busy: OnBusy,
     /// Whether libvirt is to take a device from its host driver and give it back.
     pub managed: bool,
+    /// Of a libvirt network.
+    pub uuid: Option<String>,
     /// In file order: first the PFs, then the addresses.
     lines: Vec<Line>,
     /// The lines of the pools before this one: what they have is not in this one too.
     earlier: Vec<Line>,
+    /// Its root element: `pool`, or libvirt's `network`.
+    root: &'static str,
     /// Whether addresses may stand beside the PF whose VFs they are, as `virsh net-dumpxml` writes them.
-    is_network: bool,
+    is_dump: bool,
+    /// Whether it has libvirt's `<driver name='vfio'/>`, which is what we do anyway.
+    names_driver: bool,
 }
 
 /// What to do when a guest is started whose device another guest has.
@@ -77,6 +84,17 @@ pub enum Vfs {
     Count(u32),
     /// All it can have.
     Max,
+}
+
+impl Vfs {
+    /// How many VFs that is for a PF which has `now` and can have `total`.
+    pub fn wanted(self, now: u32, total: u32) -> u32 {
+        match self {
+            Self::Count(count) => count,
+            Self::Default if now > 0 => now,
+            Self::Default | Self::Max => total,
+        }
+    }
 }
 
 /// A PF of a pool, as it is now.
@@ -129,17 +147,28 @@ enum Members {
 
 /// A PF as the admin named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum PfName {
+pub enum PfName {
+    /// By its network interface.
     Netdev(String),
+    /// By its address.
     Address(PciAddress),
+}
+
+impl fmt::Display for PfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Netdev(name) => f.write_str(name),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
 }
 
 impl PfName {
     /// Where it is now; `None` for a network interface that is not there, or belongs to no PCI function.
-    fn address(&self, host: &Host) -> Option<PciAddress> {
+    fn address(&self, look: &dyn Look) -> Option<PciAddress> {
         match self {
             Self::Address(address) => Some(*address),
-            Self::Netdev(name) => sysfs::function_of(host, name),
+            Self::Netdev(name) => look.function_of(name),
         }
     }
 }
@@ -150,9 +179,9 @@ impl Line {
         Error::new(format!("Cannot use {} (pool '{}'): {why}", self.at, self.pool))
     }
 
-    fn has_member(&self, host: &Host, device: &Device) -> bool {
+    fn has_member(&self, look: &dyn Look, device: &Device) -> bool {
         match &self.members {
-            Members::VfsOf { pf, .. } => device.physfn.is_some_and(|physfn| pf.address(host) == Some(physfn)),
+            Members::VfsOf { pf, .. } => device.physfn.is_some_and(|physfn| pf.address(look) == Some(physfn)),
             Members::Function(address) => device.address == *address,
         }
     }
@@ -167,11 +196,11 @@ impl Line {
     }
 
     /// The PF of this line as it is now.
-    fn pf(&self, host: &Host) -> Option<Result<Pf>> {
+    fn pf(&self, look: &dyn Look) -> Option<Result<Pf>> {
         let Members::VfsOf { pf, vfs } = &self.members else { return None };
         let resolve = || {
-            let address = pf.address(host).ok_or_else(|| match pf {
-                PfName::Netdev(name) if host.netdev(name).exists() => self.error(format_args!(
+            let address = pf.address(look).ok_or_else(|| match pf {
+                PfName::Netdev(name) if look.host().netdev(name).exists() => self.error(format_args!(
                     "the network interface {name} belongs to no PCI function. Name the interface of the card itself"
                 )),
                 PfName::Netdev(name) => self.error(format_args!(
@@ -179,13 +208,13 @@ impl Line {
                 )),
                 PfName::Address(_) => unreachable!("an address is where it is"),
             })?;
-            let folder = host.device(address);
+            let folder = look.host().device(address);
             if !folder.exists() {
                 let why =
                     "there is no PCI function at this address. Put the card back, or name one that `lspci -D` shows";
                 return Err(self.error(why));
             }
-            if let Some(pf) = sysfs::link_name(&folder.join("physfn"))? {
+            if let Some(pf) = look.physfn(address)? {
                 return Err(self.error(format_args!("{address} is itself a VF. Name its PF, which is {pf}")));
             }
             if !folder.join("sriov_totalvfs").exists() {
@@ -278,13 +307,13 @@ fn overlap(line: &Line, what: impl fmt::Display, other: &Line) -> Error {
 
 impl Pool {
     /// Its PFs as they are now, in file order.
-    pub fn pfs(&self, host: &Host) -> Vec<Result<Pf>> {
+    pub fn pfs(&self, look: &dyn Look) -> Vec<Result<Pf>> {
         let resolved: Vec<(&Line, Result<Pf>)> =
-            self.lines.iter().filter_map(|line| Some((line, line.pf(host)?))).collect();
+            self.lines.iter().filter_map(|line| Some((line, line.pf(look)?))).collect();
         let checked = resolved.into_iter().map(|(line, pf)| {
             let pf = pf?;
             let before = self.lines.iter().take_while(|other| other.at != line.at);
-            match self.earlier.iter().chain(before).find(|other| other.is_pf(host, pf.address)) {
+            match self.earlier.iter().chain(before).find(|other| other.is_pf(look, pf.address)) {
                 Some(other) => Err(overlap(line, pf.address, other)),
                 None => Ok(pf),
             }
@@ -293,38 +322,35 @@ impl Pool {
     }
 
     /// Whether a device is in this pool now. Looks at each line once, and at no other device.
-    pub fn has_member(&self, host: &Host, device: &Device) -> bool {
-        let has = |lines: &[Line]| lines.iter().any(|line| line.has_member(host, device));
+    pub fn has_member(&self, look: &dyn Look, device: &Device) -> bool {
+        let has = |lines: &[Line]| lines.iter().any(|line| line.has_member(look, device));
         has(&self.lines) && !has(&self.earlier)
     }
 
     /// Whether the VFs of this PF are in this pool.
-    pub fn has_pf(&self, host: &Host, address: PciAddress) -> bool {
-        self.lines.iter().any(|line| line.is_pf(host, address))
+    pub fn has_pf(&self, look: &dyn Look, address: PciAddress) -> bool {
+        self.lines.iter().any(|line| line.is_pf(look, address))
+    }
+
+    /// Its PFs as the file names them, in the order of [`Pool::pfs`], and how many VFs each is to have.
+    pub fn pf_names(&self) -> impl Iterator<Item = (&PfName, Vfs)> {
+        self.lines.iter().filter_map(|line| match &line.members {
+            Members::VfsOf { pf, vfs } => Some((pf, *vfs)),
+            Members::Function(_) => None,
+        })
     }
 
     /// Its members as they are now, each once: the VFs in the order of the PFs and of their own numbers, then the explicit
     /// addresses. Beside them, what is wrong with its lines.
-    pub fn members(&self, host: &Host) -> (Vec<PciAddress>, Vec<Error>) {
+    pub fn members(&self, look: &dyn Look) -> (Vec<PciAddress>, Vec<Error>) {
         let (mut members, mut errors) = (Vec::new(), Vec::new());
-        for pf in self.pfs(host) {
-            match pf.and_then(|pf| sysfs::vfs_of(host, pf.address)) {
+        for pf in self.pfs(look) {
+            match pf.and_then(|pf| self.vfs(look, &pf, &mut errors)) {
                 Ok(vfs) => members.extend(vfs),
                 Err(error) => errors.push(error),
             }
         }
-        // An earlier pool may have single VFs of such a PF.
-        members.retain(|member| match self.earlier.iter().find(|line| line.is_function(*member)) {
-            Some(line) => {
-                errors.push(line.error(format_args!(
-                    "{member} is a VF of a PF of pool '{}', too; it is in pool '{}' only. Remove one of the two lines",
-                    self.name, line.pool
-                )));
-                false
-            }
-            None => true,
-        });
-        for function in self.functions(host) {
+        for function in self.functions(look) {
             match function {
                 Ok(address) => members.push(address),
                 Err(error) => errors.push(error),
@@ -333,12 +359,34 @@ impl Pool {
         (members, errors)
     }
 
+    /// The VFs of one of its PFs that are members.
+    pub fn vfs(&self, look: &dyn Look, pf: &Pf, errors: &mut Vec<Error>) -> Result<Vec<PciAddress>> {
+        let mut vfs = sysfs::vfs_of(look.host(), pf.address)?;
+        // An earlier pool may have single ones.
+        vfs.retain(|vf| match self.earlier.iter().find(|line| line.is_function(*vf)) {
+            Some(line) => {
+                errors.push(line.error(format_args!(
+                    "{vf} is a VF of a PF of pool '{}', too; it is in pool '{}' only. Remove one of the two lines",
+                    self.name, line.pool
+                )));
+                false
+            }
+            None => true,
+        });
+        Ok(vfs)
+    }
+
     /// The explicit addresses that make members.
-    pub fn functions(&self, host: &Host) -> Vec<Result<PciAddress>> {
+    pub fn functions(&self, look: &dyn Look) -> Vec<Result<PciAddress>> {
+        self.listed(look).into_iter().map(|(address, is_member)| is_member.map(|()| address)).collect()
+    }
+
+    /// The same with the address also of one that makes no member, and why.
+    pub fn listed(&self, look: &dyn Look) -> Vec<(PciAddress, Result<()>)> {
         let function = |line: &Line| match line.members {
-            Members::Function(address) => match self.function(host, line, address) {
-                Ok(is_member) => is_member.then_some(Ok(address)),
-                Err(error) => Some(Err(error)),
+            Members::Function(address) => match self.function(look, line, address) {
+                Ok(is_member) => is_member.then_some((address, Ok(()))),
+                Err(error) => Some((address, Err(error))),
             },
             Members::VfsOf { .. } => None,
         };
@@ -346,18 +394,18 @@ impl Pool {
     }
 
     /// Whether an explicit address makes a member; `Ok(false)`: it is one without that.
-    fn function(&self, host: &Host, line: &Line, address: PciAddress) -> Result<bool> {
-        let Some(device) = sysfs::identity(host, address)? else {
+    fn function(&self, look: &dyn Look, line: &Line, address: PciAddress) -> Result<bool> {
+        let Some(device) = look.identity(address)? else {
             let why = "there is no PCI function at this address. Put the card back, or name one that `lspci -D` shows";
             return Err(line.error(why));
         };
-        if let Some(other) = self.earlier.iter().find(|other| other.has_member(host, &device)) {
+        if let Some(other) = self.earlier.iter().find(|other| other.has_member(look, &device)) {
             return Err(overlap(line, address, other));
         }
         let is_vf_of =
-            |other: &&Line| matches!(other.members, Members::VfsOf { .. }) && other.has_member(host, &device);
+            |other: &&Line| matches!(other.members, Members::VfsOf { .. }) && other.has_member(look, &device);
         match self.lines.iter().find(is_vf_of) {
-            Some(_) if self.is_network => Ok(false),
+            Some(_) if self.is_dump => Ok(false),
             Some(other) => Err(overlap(line, address, other)),
             None => Ok(true),
         }
@@ -365,8 +413,8 @@ impl Pool {
 }
 
 impl Line {
-    fn is_pf(&self, host: &Host, address: PciAddress) -> bool {
-        matches!(&self.members, Members::VfsOf { pf, .. } if pf.address(host) == Some(address))
+    fn is_pf(&self, look: &dyn Look, address: PciAddress) -> bool {
+        matches!(&self.members, Members::VfsOf { pf, .. } if pf.address(look) == Some(address))
     }
 
     fn is_function(&self, address: PciAddress) -> bool {

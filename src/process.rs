@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::sysfs;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -105,30 +106,35 @@ pub fn run(program: &Path, arguments: &[&str], limit: Duration) -> std::result::
     }
 }
 
-/// Pid and name of a process that has the VFIO group open. The group's device node is exclusive, and opening it to
-/// find out could make a QEMU that is just starting fail; so the fds of all processes are looked at.
-pub fn holder_of_group(host: &Host, group: u32) -> Result<Option<String>> {
-    holder_of(host, &host.path(format!("dev/vfio/{group}")))
-}
-
-/// Pid and name of a process that has this device node open.
-pub fn holder_of(host: &Host, node: &Path) -> Result<Option<String>> {
+/// The nodes below /dev that processes have open, each with pid and name of one of them. A VFIO group's node is exclusive, and
+/// opening it to find out could make a QEMU that is just starting fail; so the fds of all processes are looked at.
+pub fn open_nodes(host: &Host) -> Result<BTreeMap<PathBuf, String>> {
+    let dev = host.path("dev");
+    let mut holders = BTreeMap::new();
     for pid in sysfs::names(&host.path("proc"))?.iter().filter_map(|name| name.parse::<i32>().ok()) {
         let process = host.process(pid);
-        let has_node = |fds: PathBuf| -> bool {
+        let nodes = |fds: PathBuf| -> Vec<PathBuf> {
             // Processes come and go while we look.
-            let Ok(fds) = fs::read_dir(fds) else { return false };
-            fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == node))
+            let targets =
+                fs::read_dir(fds).into_iter().flatten().flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+            targets.filter(|target| target.starts_with(&dev)).collect()
         };
+        let mut open = nodes(process.join("fd"));
         // The first thread of a dying process shows no fds while others still hold them.
-        let threads = || sysfs::names(&process.join("task")).unwrap_or_default();
-        let is_holder = has_node(process.join("fd"))
-            || Stat::read(host, pid).is_some_and(|stat| stat.is_dying)
-                && threads().iter().any(|thread| has_node(process.join("task").join(thread).join("fd")));
-        if is_holder {
+        if open.is_empty() && Stat::read(host, pid).is_some_and(|stat| stat.is_dying) {
+            let threads = sysfs::names(&process.join("task")).unwrap_or_default();
+            open = threads.iter().flat_map(|thread| nodes(process.join("task").join(thread).join("fd"))).collect();
+        }
+        open.retain(|node| !holders.contains_key(node));
+        if !open.is_empty() {
             let name = sysfs::read(&process.join("comm")).unwrap_or_else(|_: Error| "ended meanwhile".to_owned());
-            return Ok(Some(format!("process {pid} ({name})")));
+            holders.extend(open.into_iter().map(|node| (node, format!("process {pid} ({name})"))));
         }
     }
-    Ok(None)
+    Ok(holders)
+}
+
+/// Pid and name of a process that has a VFIO group open.
+pub fn holder_of_group(host: &Host, group: u32) -> Result<Option<String>> {
+    Ok(open_nodes(host)?.remove(&host.path(format!("dev/vfio/{group}"))))
 }

@@ -88,10 +88,7 @@ impl Requests<'_> {
         let domain = Domain::parse(&xml)?;
         let address = self.any_member(guest, &domain, pool)?;
         let managed = if pool.managed { "yes" } else { "no" };
-        let [(_, segment), (_, bus), (_, slot), (_, function)] = address.numbers();
-        let source = format!(
-            "<source><address type='pci' domain='{segment}' bus='{bus}' slot='{slot}' function='{function}'/></source>"
-        );
+        let source = format!("<source>{}</source>", address.element());
         let element = match mac {
             None => format!("<hostdev mode='subsystem' type='pci' managed='{managed}'>{source}</hostdev>"),
             Some("") => format!("<interface type='hostdev' managed='{managed}'>{source}</interface>"),

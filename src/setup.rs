@@ -267,9 +267,7 @@ impl<'a> Setup<'a> {
                     pf.address, pf.at
                 )));
             }
-            Vfs::Count(count) => count,
-            Vfs::Default if now > 0 => now,
-            Vfs::Default | Vfs::Max => totalvfs,
+            vfs => vfs.wanted(now, totalvfs),
         };
         if now == wanted {
             return Ok(has_changed);
@@ -321,9 +319,7 @@ impl<'a> Setup<'a> {
             // Nobody has it open; to look at all processes for each of 256 VFs would take long.
             Some(device) if device.on_vfio && enabled.as_deref() == Some("0") => Ok(None),
             Some(device) if device.in_vfio_use => {
-                // Not by its group, but by /dev/vfio/devices.
-                let unknown = || Need::InVfio { by: "a program that has it open".to_owned() };
-                Ok(Some(needs::of(self.host, vf, self.limit)?.unwrap_or_else(unknown)))
+                Ok(Some(needs::of(self.host, vf, self.limit)?.unwrap_or_else(Need::in_vfio_by_somebody)))
             }
             _ => needs::of(self.host, vf, self.limit),
         }

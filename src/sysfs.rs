@@ -3,12 +3,15 @@
 //! Knows nothing of guests and leases. Attributes become types here, and nowhere else.
 //! Sources: Linux `Documentation/ABI/testing/sysfs-bus-pci`, `Documentation/PCI/pci-iov-howto.rst`.
 
+mod picture;
+
 use crate::address::{PciAddress, PciId};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::patient;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+pub use picture::Picture;
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read};
@@ -66,11 +69,55 @@ impl Device {
     }
 }
 
-/// Whether the device in this folder is on a driver that gives it to VFIO: vfio-pci, a vendor's variant (which have vfio in
-/// their names), or whatever has registered it there (newer kernels show that as `vfio-dev`).
+/// Who tells of functions: a [`Host`] as they are at the moment of each question, a [`Picture`] as they were at the first.
+pub trait Look {
+    /// The host that is looked at.
+    fn host(&self) -> &Host;
+
+    /// As [`identity`].
+    fn identity(&self, address: PciAddress) -> Result<Option<Device>>;
+
+    /// As [`group_members`].
+    fn group_members(&self, group: u32) -> Result<Vec<PciAddress>>;
+
+    /// As [`function_of`].
+    fn function_of(&self, netdev: &str) -> Option<PciAddress>;
+
+    /// The PF of a VF.
+    fn physfn(&self, address: PciAddress) -> Result<Option<PciAddress>>;
+}
+
+impl Look for Host {
+    fn host(&self) -> &Host {
+        self
+    }
+
+    fn identity(&self, address: PciAddress) -> Result<Option<Device>> {
+        identity(self, address)
+    }
+
+    fn group_members(&self, group: u32) -> Result<Vec<PciAddress>> {
+        group_members(self, group)
+    }
+
+    fn function_of(&self, netdev: &str) -> Option<PciAddress> {
+        function_of(self, netdev)
+    }
+
+    fn physfn(&self, address: PciAddress) -> Result<Option<PciAddress>> {
+        link_name(&self.device(address).join("physfn"))?.map(|name| name.parse()).transpose()
+    }
+}
+
+/// Whether the device in this folder is on a driver that gives it to VFIO.
 pub fn is_on_vfio(folder: &Path) -> Result<bool> {
-    let driver = link_name(&folder.join("driver"))?;
-    Ok(driver.is_some_and(|name| name.contains("vfio") || folder.join("vfio-dev").exists()))
+    Ok(gives_to_vfio(link_name(&folder.join("driver"))?.as_deref(), folder))
+}
+
+/// Whether a device's driver gives it to VFIO: vfio-pci, a vendor's variant (which have vfio in their names), or whatever has
+/// registered it there (newer kernels show that as `vfio-dev`).
+fn gives_to_vfio(driver: Option<&str>, folder: &Path) -> bool {
+    driver.is_some_and(|name| name.contains("vfio") || folder.join("vfio-dev").exists())
 }
 
 /// The function at this address; `None` where there is none.
@@ -94,29 +141,40 @@ pub fn device(host: &Host, address: PciAddress) -> Result<Option<Device>> {
 
 /// What can be told of a function without waiting for its driver: all but its override and its VFs.
 pub fn identity(host: &Host, address: PciAddress) -> Result<Option<Device>> {
+    identity_in(host, address, || group_of(host, address))
+}
+
+/// The same of a function whose group may be known already.
+fn identity_in(
+    host: &Host,
+    address: PciAddress,
+    group: impl FnOnce() -> Result<Option<u32>>,
+) -> Result<Option<Device>> {
     let folder = host.device(address);
-    let Some(vendor) = read_optional(&folder.join("vendor"))? else { return Ok(None) };
-    let on_vfio = is_on_vfio(&folder)?;
+    let Some(vendor) = attribute(&folder.join("vendor"))? else { return Ok(None) };
+    let driver = link_name(&folder.join("driver"))?;
+    let physfn = host.physfn(address)?;
+    let on_vfio = gives_to_vfio(driver.as_deref(), &folder);
     Ok(Some(Device {
         address,
-        id: PciId {
-            vendor: number(&folder.join("vendor"), &vendor)?,
-            device: number(&folder.join("device"), &read(&folder.join("device"))?)?,
-        },
-        class: number(&folder.join("class"), &read(&folder.join("class"))?)?,
-        header_type: header_type(&folder.join("config"))?,
-        driver: link_name(&folder.join("driver"))?,
+        id: PciId { vendor: number(&folder.join("vendor"), &vendor)?, device: required(&folder.join("device"))? },
+        class: required(&folder.join("class"))?,
+        // A VF is always an endpoint (PCI Express, SR-IOV: "VF header type").
+        header_type: if physfn.is_some() { 0 } else { header_type(&folder.join("config"))? },
+        driver,
         on_vfio,
-        in_vfio_use: on_vfio && read_optional(&folder.join("enable"))?.is_some_and(|count| count != "0"),
+        in_vfio_use: on_vfio && attribute(&folder.join("enable"))?.is_some_and(|count| count != "0"),
         driver_override: None,
-        group: link_number(&folder.join("iommu_group"))?,
-        physfn: match link_name(&folder.join("physfn"))? {
-            Some(name) => Some(name.parse()?),
-            None => None,
-        },
+        group: group()?,
+        physfn,
         numvfs: 0,
         drivers_autoprobe: None,
     }))
+}
+
+/// The IOMMU group of a function.
+fn group_of(host: &Host, address: PciAddress) -> Result<Option<u32>> {
+    link_number(&host.device(address).join("iommu_group"))
 }
 
 /// The addresses of all members of an IOMMU group, bridges included.
@@ -195,6 +253,20 @@ pub fn expect_answer(host: &Host, device: &Device, limit: Duration) -> Result<()
     }
 }
 
+/// The NUMA node that a function is at; `None` where the machine has only one, or the firmware does not tell.
+pub fn numa_node(host: &Host, address: PciAddress) -> Result<Option<u32>> {
+    // -1: no node.
+    Ok(read_optional(&host.device(address).join("numa_node"))?.and_then(|text| text.parse().ok()))
+}
+
+/// The addresses of all functions of the host.
+pub fn functions(host: &Host) -> Result<Vec<PciAddress>> {
+    let names = names(&host.path("sys/bus/pci/devices"))?;
+    let mut functions: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    functions.sort_unstable();
+    Ok(functions)
+}
+
 /// The driver that a function is bound to.
 pub fn driver_of(host: &Host, address: PciAddress) -> Result<Option<String>> {
     link_name(&host.device(address).join("driver"))
@@ -246,6 +318,24 @@ pub fn link_name(path: &Path) -> Result<Option<String>> {
 /// An attribute's text without the newline.
 pub fn read(path: &Path) -> Result<String> {
     read_optional(path)?.ok_or_else(|| Error::io("read", path, &io::ErrorKind::NotFound.into()))
+}
+
+/// A device's attribute of one short line, in one read(2); `None` where there is no such attribute, or the device went away
+/// meanwhile.
+fn attribute(path: &Path) -> Result<Option<String>> {
+    let mut text = [0; 64];
+    let read = fs::File::open(path).and_then(|mut file| file.read(&mut text));
+    match read {
+        Ok(length) => Ok(Some(String::from_utf8_lossy(&text[..length]).trim_end().to_owned())),
+        Err(cause) if gone(&cause) => Ok(None),
+        Err(cause) => Err(Error::io("read", path, &cause)),
+    }
+}
+
+/// An attribute that each device has.
+fn required<T: TryFrom<u32>>(path: &Path) -> Result<T> {
+    let text = attribute(path)?.ok_or_else(|| Error::io("read", path, &io::ErrorKind::NotFound.into()))?;
+    number(path, &text)
 }
 
 /// Like [`read`]; `None` where there is no such attribute, or the device went away meanwhile.

@@ -1,15 +1,16 @@
 //! `vfpool`: the admin's command.
 
 use clap::{Parser, Subcommand};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use vfpool::address::PciAddress;
 use vfpool::domain::{self, Domain};
+use vfpool::dumpxml::{self, Element};
 use vfpool::error::{Error, Result};
 use vfpool::event::Events;
 use vfpool::explain;
 use vfpool::host::Host;
-use vfpool::lease::Store;
+use vfpool::inventory::{self, Inventory, Scope};
 use vfpool::log::Log;
 use vfpool::queue::Queue;
 use vfpool::reconcile;
@@ -28,8 +29,22 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show which guest holds which devices, and what could not be given back
-    List,
+    /// Show pools, their devices and who has them, what guests hold beside that, and what could not be given back
+    #[command(after_help = "Example: vfpool list --metrics >/var/lib/node_exporter/vfpool.prom.new")]
+    List(ListArguments),
+    /// Print a pool as `virsh net-dumpxml` does a network, or a device as the element that gives it to a guest
+    #[command(after_help = "Example: vfpool dumpxml 01:10.2 | virsh attach-device web01 /dev/stdin --config")]
+    Dumpxml {
+        /// The pool, or the device, as 0000:01:10.2, 01:10.2 or pci_0000_01_10_2
+        #[arg(value_name = "POOL|DEVICE")]
+        name: String,
+        /// Of a device: only the <hostdev>
+        #[arg(long)]
+        hostdev: bool,
+        /// Of a network card's VF: the <interface>, for which libvirt sets MAC address and VLAN
+        #[arg(long, conflicts_with = "hostdev")]
+        interface: bool,
+    },
     /// Say who has a device or what a guest has, why it is not free, and what a start would do
     #[command(after_help = "Examples: vfpool explain 01:10.2; vfpool explain eth3; vfpool explain web01\n\n\
                             Exit status: 0 also for what is not free, 1 if it cannot be explained.")]
@@ -106,6 +121,25 @@ enum Command {
 }
 
 #[derive(clap::Args)]
+#[allow(clippy::struct_excessive_bools)] // what to look at, and how to show it
+struct ListArguments {
+    /// Only these pools
+    pool: Vec<String>,
+    /// By IOMMU group: all members of each
+    #[arg(long)]
+    groups: bool,
+    /// Show it again every 2 seconds, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["json", "metrics"])]
+    watch: bool,
+    /// For programs: all of it as one JSON document
+    #[arg(long, conflicts_with = "metrics")]
+    json: bool,
+    /// For node_exporter's textfile collector: counts, in Prometheus' text format
+    #[arg(long, conflicts_with_all = ["groups", "pool"])]
+    metrics: bool,
+}
+
+#[derive(clap::Args)]
 #[allow(clippy::struct_excessive_bools)] // flags of virsh start
 struct StartArguments {
     /// The guest
@@ -161,17 +195,21 @@ fn main() -> ExitCode {
 
 fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
     match command {
-        Command::List => list(host, log),
         Command::Explain { name, guest, json } => {
             let explained = explain::explain(host, &Events::new(host, log), name, *guest)?;
             let text = if *json { explained.json()? } else { explained.text() };
-            match io::stdout().write_all(text.as_bytes()) {
-                // Who reads it has read enough.
-                Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
-                    Err(Error::new(format!("Cannot write the explanation: {cause}")))
-                }
-                _ => Ok(()),
-            }
+            written(io::stdout().write_all(text.as_bytes()))
+        }
+        Command::List(arguments) => list(host, log, arguments),
+        Command::Dumpxml { name, hostdev, interface } => {
+            let element = match (hostdev, interface) {
+                (true, _) => Element::Hostdev,
+                (_, true) => Element::Interface,
+                _ => Element::Either,
+            };
+            let (xml, errors) = dumpxml::xml(host, log, name, element)?;
+            written(io::stdout().write_all(xml.as_bytes()))?;
+            all(errors)
         }
         Command::Reconcile { queued: true } => reconcile::queued(host, log),
         Command::Reconcile { queued: false } => all(reconcile::once(host, log)?),
@@ -222,26 +260,46 @@ fn setup(host: &Host, log: &Log, pfs: &[String], queued: bool) -> Result<()> {
     all(report.failures)
 }
 
-fn list(host: &Host, log: &Log) -> Result<()> {
-    let store = Store::new(host, log);
-    let mut failures = Vec::new();
-    for guest in store.guests()? {
-        // A name may hold anything; here, too, it must not make lines of its own.
-        let name = guest.escape_debug();
-        match store.lock()?.lease(&guest) {
-            Ok(lease) => {
-                for held in lease.iter().flat_map(|lease| &lease.devices) {
-                    let driver = held.driver.as_deref().unwrap_or("no driver");
-                    println!("{name}  {}  {}, was on {driver}", held.address, held.role);
-                }
+fn list(host: &Host, log: &Log, arguments: &ListArguments) -> Result<()> {
+    let ListArguments { pool, groups, watch, json, metrics } = arguments;
+    let gather = || Inventory::gather(host, log, &Scope { pools: pool, groups: *groups });
+    let is_plain = anstream::AutoStream::choice(&io::stdout()) == anstream::ColorChoice::Never;
+    let tree = |inventory: &Inventory| {
+        let text = inventory.to_string();
+        if is_plain { anstream::adapter::strip_str(&text).to_string() } else { text }
+    };
+    if *watch {
+        let draw = || match gather() {
+            Ok(inventory) => {
+                inventory.errors.iter().fold(tree(&inventory), |text, error| format!("{text}vfpool: {error}\n"))
             }
-            Err(error) => failures.push(error),
-        }
-        if let Some(why) = store.attention(&guest)? {
-            println!("{name}  needs attention: {}", Error::new(why));
-        }
+            Err(error) => format!("vfpool: {error}\n"),
+        };
+        return inventory::watch(draw, io::stdout().is_terminal(), &mut io::stdout());
     }
-    all(failures)
+    let inventory = gather()?;
+    let text = match (json, metrics) {
+        (true, _) => inventory.json()?,
+        (_, true) => inventory.metrics(),
+        _ => tree(&inventory),
+    };
+    written(io::stdout().write_all(text.as_bytes()))?;
+    match all(inventory.errors) {
+        // The metrics tell of them, so the file that they are written to is to be used.
+        Err(error) if *metrics => {
+            eprintln!("vfpool: {error}");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// A reader that has seen enough (`| head`) is no failure.
+fn written(result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|cause| Error::new(format!("Cannot write to standard output: {cause}"))),
+    }
 }
 
 /// The last of some failures, after the others were told.

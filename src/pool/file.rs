@@ -22,9 +22,8 @@ pub(super) fn read(file: &Path) -> Result<Pool> {
 struct RootXml {
     #[serde(rename = "@on-busy", default)]
     on_busy: OnBusy,
-    /// Of a libvirt network, as `virsh net-dumpxml` shows it.
+    /// Of a network or pool as `virsh net-dumpxml` or `vfpool dumpxml` shows it.
     #[serde(rename = "@connections")]
-    #[allow(dead_code)]
     connections: Option<u32>,
 }
 
@@ -137,6 +136,13 @@ struct Parser<'a> {
     depth: usize,
 }
 
+/// What `<forward>` says.
+struct Forward {
+    managed: bool,
+    names_driver: bool,
+    lines: Vec<Line>,
+}
+
 /// What follows inside an element.
 enum Next<'a> {
     Element { start: BytesStart<'a>, is_empty: bool },
@@ -157,14 +163,14 @@ impl<'a> Parser<'a> {
         if root != "pool" && root != "network" {
             return Err(self.unknown(&start, "the root is a <pool>, or libvirt's <network>"));
         }
-        let RootXml { on_busy, .. } = self.attributes(&start)?;
+        let RootXml { on_busy, connections } = self.attributes(&start)?;
         let at_root = self.place(&start);
-        let (mut name, mut forward) = (None, None);
+        let (mut name, mut uuid, mut forward) = (None, None, None);
         while let Next::Element { start, is_empty } = self.next_in(is_empty)? {
             let at = self.place(&start);
             match name_of(&start).as_str() {
                 "name" if name.is_none() => name = Some(self.content(&start, is_empty)?),
-                "uuid" => drop(self.content(&start, is_empty)?),
+                "uuid" => uuid = Some(self.content(&start, is_empty)?),
                 "forward" if forward.is_none() => forward = Some(self.forward(&start, is_empty)?),
                 "name" | "forward" => return Err(at.error("it is there twice. Remove one")),
                 _ => return Err(self.unknown(&start, "a pool has <name> and <forward>")),
@@ -176,7 +182,8 @@ impl<'a> Parser<'a> {
         let missing = |what: &str| at_root.error(format_args!("{what} is missing. Add it"));
         let name =
             name.filter(|name| !name.is_empty()).ok_or_else(|| missing("<name>, by which guests ask for it,"))?;
-        let (managed, mut lines) = forward.ok_or_else(|| missing("<forward mode='hostdev' managed='yes'>"))?;
+        let Forward { managed, names_driver, mut lines } =
+            forward.ok_or_else(|| missing("<forward mode='hostdev' managed='yes'>"))?;
         if lines.is_empty() {
             return Err(missing("each <pf> and <address>, which would make devices members of the pool,"));
         }
@@ -188,18 +195,21 @@ impl<'a> Parser<'a> {
                 return Err(overlap(line, "it", other));
             }
         }
-        let is_network = root == "network";
-        Ok(Pool { name, file: self.file.to_owned(), on_busy, managed, lines, earlier: Vec::new(), is_network })
+        let root = if root == "network" { "network" } else { "pool" };
+        let is_dump = root == "network" || connections.is_some();
+        let (file, earlier) = (self.file.to_owned(), Vec::new());
+        Ok(Pool { name, file, on_busy, managed, uuid, lines, earlier, root, is_dump, names_driver })
     }
 
-    fn forward(&mut self, start: &BytesStart, is_empty: bool) -> Result<(bool, Vec<Line>)> {
+    fn forward(&mut self, start: &BytesStart, is_empty: bool) -> Result<Forward> {
         let ForwardXml { managed, .. } = self.attributes(start)?;
-        let mut lines = Vec::new();
+        let (mut names_driver, mut lines) = (false, Vec::new());
         while let Next::Element { start, is_empty } = self.next_in(is_empty)? {
             let at = self.place(&start);
             let members = match name_of(&start).as_str() {
                 "driver" => {
                     let DriverXml { .. } = self.attributes(&start)?;
+                    names_driver = true;
                     None
                 }
                 "pf" => Some(self.pf(&start)?),
@@ -215,7 +225,7 @@ impl<'a> Parser<'a> {
                 return Err(self.unknown(&start, "nothing stands inside this element"));
             }
         }
-        Ok((managed == YesNo::Yes, lines))
+        Ok(Forward { managed: managed == YesNo::Yes, names_driver, lines })
     }
 
     fn pf(&self, start: &BytesStart) -> Result<Members> {

@@ -9,6 +9,7 @@ mod explain;
 mod failures;
 mod input;
 mod kills;
+mod list;
 mod moves;
 mod parking;
 mod parser;

@@ -318,6 +318,9 @@ without_hook() (
 # Lines of syslog since this scenario began that contain TEXT.
 logged() { journalctl -q --no-pager -o cat --since "@${scenario_began:-0}" | grep -F -- "$1"; }
 
+# No guest holds anything, nor has left anything.
+no_leases() { [[ ! -d $leases || -z $(ls -A "$leases") ]]; }
+
 # For the driver: what nobody may leave behind, one line each.
 leftovers() {
     virsh -q list --all | sed 's/^ *//; s/^/guest: /'

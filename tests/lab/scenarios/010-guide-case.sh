@@ -8,7 +8,7 @@ for _ in 1 2; do
     expect_driver 02:00.0 vfio-pci
     expect_driver 02:00.1 vfio-pci
     expect_output '8086:10d3' virsh qemu-monitor-command demo --hmp 'info pci'
-    expect_output "0000:02:00.1" vfpool list
+    expect_output "leased to demo (sibling, was on e1000e)" vfpool list --groups
     stop demo
     expect_driver 02:00.0 e1000e
     expect_driver 02:00.1 e1000e

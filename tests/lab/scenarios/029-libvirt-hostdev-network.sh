@@ -11,7 +11,7 @@ virsh -q net-start passthrough
 define_guest demo "<interface type='network'><source network='passthrough'/></interface>"
 start demo
 vf=$(devices_of demo)
-expect_output "$vf  managed, was on vfio-pci" vfpool list
+[[ $(vfpool list) =~ $vf\ +vfio-pci\ +group\ [0-9]+\ +leased\ to\ demo ]] || fail "expected $vf leased to demo, found $(vfpool list)"
 define_guest other "$(hostdev "$vf" no)"
 expect_fails "$vf is not free: guest 'demo' has it" virsh start other
 stop demo

@@ -34,9 +34,9 @@ done
 echo "$started starts, $refused refused"
 ((started >= 20)) || fail "only $started of 200 events were starts that worked"
 for ((g = 1; g <= 10; g++)); do virsh -q destroy "g$g" >/dev/null 2>&1 || true; done
-wait_until 60 eval '[[ -z $(vfpool list) ]]'
+wait_until 60 no_leases
 vfpool reconcile
-[[ -z $(vfpool list) ]] || fail "leases are left: $(vfpool list)"
+no_leases || fail "leases are left: $(vfpool list)"
 expect_ready 01:00.0 7
 changed=$(diff <(echo "$before") <(definitions)) || fail "definitions changed: $changed"
 remove_all_guests
