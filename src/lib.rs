@@ -15,6 +15,7 @@
 //! | [`setup`] | the VFs of the pools made, and ready for guests |
 //! | [`event`] | one function for each thing that happens to a guest |
 //! | [`virsh`], [`definition`], [`assign`] | libvirt by its command, the guests' persistent definitions, who should point where |
+//! | [`check`] | whether the host is ready, and what to do where not |
 //! | [`parking`], [`start`], [`request`], [`reconcile`] | what is done to definitions, by systemd and by the admin |
 //!
 //! Nothing here reads the environment, prints or exits: the mains do.
@@ -23,6 +24,7 @@ pub mod address;
 pub mod apply;
 pub mod assign;
 pub mod availability;
+pub mod check;
 pub mod definition;
 pub mod domain;
 pub mod error;

@@ -79,6 +79,17 @@ pub enum Vfs {
     Max,
 }
 
+impl Vfs {
+    /// How many that is, of a PF that has `now` and can have `totalvfs`. May be more than it can have.
+    pub fn wanted(self, now: u32, totalvfs: u32) -> u32 {
+        match self {
+            Self::Count(count) => count,
+            Self::Default if now > 0 => now,
+            Self::Default | Self::Max => totalvfs,
+        }
+    }
+}
+
 /// A PF of a pool, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pf {

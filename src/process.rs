@@ -132,3 +132,26 @@ pub fn holder_of(host: &Host, node: &Path) -> Result<Option<String>> {
     }
     Ok(None)
 }
+
+/// A word of a command that an admin is told to run, as a shell takes it.
+pub fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:,@%=".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn words_of_commands_are_quoted() {
+        for (word, quote) in
+            [("web-01", "web-01"), ("my guest", "'my guest'"), ("it's", r"'it'\''s'"), ("", "''"), ("$(x)", "'$(x)'")]
+        {
+            assert_eq!(quoted(word), quote);
+        }
+    }
+}

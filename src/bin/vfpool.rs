@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use std::io::{self, Write};
 use std::process::ExitCode;
 use vfpool::address::PciAddress;
+use vfpool::check::{Report, State};
 use vfpool::domain::{self, Domain};
 use vfpool::error::{Error, Result};
 use vfpool::event::Events;
@@ -27,6 +28,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Tell whether this host is ready, and what to do where it is not
+    ///
+    /// Changes nothing. A command in backquotes cures what it stands under when it is run as it is.
+    #[command(after_help = "Exit status: 0 ready, 3 ready with warnings, 1 not ready, 2 wrong use.")]
+    Check {
+        /// As one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// Show which guest holds which devices, and what could not be given back
     List,
     /// Give back what gone guests left behind, and point every stopped guest at a free device
@@ -140,13 +150,15 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let host = Host::new(std::env::var_os("VFPOOL_ROOT").unwrap_or_else(|| "/".into()));
     let log = Log::new(&host, "vfpool");
-    let Err(error) = run(&host, &log, &arguments.command) else { return ExitCode::SUCCESS };
-    eprintln!("vfpool: {error}");
-    ExitCode::FAILURE
+    run(&host, &log, &arguments.command).unwrap_or_else(|error| {
+        eprintln!("vfpool: {error}");
+        ExitCode::FAILURE
+    })
 }
 
-fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
-    match command {
+fn run(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Check { json } => return check(host, log, *json),
         Command::List => list(host, log),
         Command::Reconcile { queued: true } => reconcile::queued(host, log),
         Command::Reconcile { queued: false } => all(reconcile::once(host, log)?),
@@ -164,7 +176,25 @@ fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
         Command::Detach { guest, pool, device, .. } => {
             edit(host, log, guest, |requests| requests.detach(guest, pool, *device))
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn check(host: &Host, log: &Log, json: bool) -> Result<ExitCode> {
+    let report = Report::of(host, log)?;
+    // Takes the colours out where no terminal wants them.
+    let mut out = anstream::stdout().lock();
+    let written = if json {
+        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else {
+        report.write(&mut out)
+    };
+    written.map_err(|cause| Error::new(format!("Cannot write what was found: {cause}")))?;
+    Ok(match report.state {
+        State::Ok | State::Note => ExitCode::SUCCESS,
+        State::Warning => ExitCode::from(3),
+        State::Failure => ExitCode::FAILURE,
+    })
 }
 
 fn edit(host: &Host, log: &Log, guest: &str, edit: impl FnOnce(&Requests) -> Result<()>) -> Result<()> {
