@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::process::{self, quoted};
 use crate::sysfs;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 impl Look<'_> {
@@ -79,6 +80,7 @@ impl Look<'_> {
     fn devices(&self, guest: &str, domain: &Domain) -> Result<Vec<Finding>> {
         let assigned = domain.assigned();
         let mut findings = Vec::new();
+        let mut groups = BTreeSet::new();
         for wanted in assigned.iter().filter(|wanted| wanted.pool.is_none()) {
             let address = wanted.address;
             let cannot = |why: String| Finding::failure("guest", format!("Guest '{guest}' cannot start: {why}"));
@@ -95,7 +97,9 @@ impl Look<'_> {
             else {
                 continue;
             };
-            if let Some((needed, need)) = self.guard(&assigned, group)? {
+            if groups.insert(group)
+                && let Some((needed, need)) = self.guard(&assigned, group)?
+            {
                 let why = format!("{}: {need}", beside(needed, &assigned, group));
                 findings.push(cannot(why).cured_by(self.guard_remedy(needed, &need)));
             }

@@ -2,7 +2,7 @@
 //! Sources: libvirt `docs/hooks.rst`, `src/util/virhook.c` (hooks are looked for at the start and at SIGHUP, and have to be
 //! executable then); systemd.unit(5); udev(7).
 
-use super::{Finding, boot};
+use super::{Finding, State, boot};
 use crate::error::Error;
 use crate::host::Host;
 use crate::lease::Store;
@@ -159,13 +159,13 @@ fn hook(host: &Host, daemon: &Daemon, systemd: &Systemd) -> Vec<Finding> {
         ];
     };
     let mut findings = Vec::new();
-    if (data.dev(), data.ino()) != (own_data.dev(), own_data.ino()) {
+    let is_ours = (data.dev(), data.ino()) == (own_data.dev(), own_data.ino());
+    if !is_ours {
         let finding = foreign(&hook, &own, &link, daemon);
-        let calls_ours = finding.state == super::State::Note;
-        findings.push(finding);
-        if !calls_ours {
-            return findings;
+        if finding.state == State::Failure {
+            return vec![finding];
         }
+        findings.push(finding);
     }
     if data.permissions().mode() & 0o111 == 0 {
         findings.push(
@@ -175,7 +175,8 @@ fn hook(host: &Host, daemon: &Daemon, systemd: &Systemd) -> Vec<Finding> {
         );
         return findings;
     }
-    findings.extend(confinement(host, &hook, &own, &link));
+    // What another hook calls is run as from libvirtd itself.
+    findings.extend(if is_ours { confinement(host, &hook, &own, &link) } else { None });
     findings.extend(label(host, &hook, &own));
     findings.extend(known(host, &hook, &data, daemon, systemd));
     if findings.is_empty() {

@@ -2,8 +2,7 @@
 //! Sources: Linux `Documentation/admin-guide/kernel-parameters.txt`, `Documentation/driver-api/vfio.rst`; Intel VT-d
 //! specification, 11.4.3 (extended capabilities); `drivers/vfio/vfio_iommu_type1.c`, `allow_unsafe_interrupts`.
 
-use super::Finding;
-use super::boot;
+use super::{Finding, State, boot};
 use crate::apply::VFIO_PCI;
 use crate::host::Host;
 use crate::process::quoted;
@@ -14,7 +13,7 @@ pub(super) fn findings(host: &Host) -> Vec<Finding> {
     let words = boot::command_line(host);
     let iommu = iommu(host, &words);
     // Without an IOMMU the rest says nothing.
-    let is_on = iommu.remedy.is_none();
+    let is_on = iommu.state == State::Ok;
     let interrupts = if is_on { interrupts(host, &words) } else { Vec::new() };
     [iommu].into_iter().chain(interrupts).chain([vfio(host)]).collect()
 }
