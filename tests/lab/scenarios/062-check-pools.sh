@@ -4,7 +4,7 @@
 set -euo pipefail
 # found fails with the check.
 finding() { found "$@" || true; }
-trap 'rm -f /etc/vfpool/host.xml; remove_pools 01:00.0 03:00.0' EXIT
+trap 'rm -f /etc/vfpool/host.xml; [[ $(driver_of 01:00.0) == igb ]] || bind 01:00.0 igb; remove_pools 01:00.0 03:00.0' EXIT
 
 pf=$(netdev_of 01:00.0)
 virsh -q list
@@ -26,6 +26,8 @@ bind 01:10.2 igbvf
 cure warning vfs '1 of the 6 VFs of PF 0000:01:00.0 are not on vfio-pci; 0000:01:10.2 is on igbvf'
 ip link set "$pf" down
 cure failure pf 'is down'
+# Without a driver it has no interface to be named by.
+pool net "<pf address='01:00.0' vfs='6'/>"
 bind 01:00.0 none
 cure failure pf 'is on no driver'
 pool net "<pf dev='$pf' vfs='70'/>"
