@@ -15,9 +15,8 @@
 //! | [`setup`] | the VFs of the pools made, and ready for guests |
 //! | [`event`] | one function for each thing that happens to a guest |
 //! | [`virsh`], [`definition`], [`assign`] | libvirt by its command, the guests' persistent definitions, who should point where |
-//! | [`explain`] | why a device or a guest stands as it does, and what a start would do |
 //! | [`parking`], [`start`], [`request`], [`reconcile`] | what is done to definitions, by systemd and by the admin |
-//! | [`inventory`], [`dumpxml`] | what the admin is shown |
+//! | [`inventory`], [`dumpxml`], [`explain`], [`check`] | what the admin is shown: what there is, why it stands as it does, and what is wrong |
 //!
 //! Nothing here reads the environment, prints or exits: the mains do.
 
@@ -25,6 +24,7 @@ pub mod address;
 pub mod apply;
 pub mod assign;
 pub mod availability;
+pub mod check;
 pub mod definition;
 pub mod domain;
 pub mod dumpxml;

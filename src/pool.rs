@@ -87,12 +87,12 @@ pub enum Vfs {
 }
 
 impl Vfs {
-    /// How many VFs that is for a PF which has `now` and can have `total`.
-    pub fn wanted(self, now: u32, total: u32) -> u32 {
+    /// How many that is, of a PF that has `now` and can have `totalvfs`. May be more than it can have.
+    pub fn wanted(self, now: u32, totalvfs: u32) -> u32 {
         match self {
             Self::Count(count) => count,
             Self::Default if now > 0 => now,
-            Self::Default | Self::Max => total,
+            Self::Default | Self::Max => totalvfs,
         }
     }
 }

@@ -138,3 +138,26 @@ pub fn open_nodes(host: &Host) -> Result<BTreeMap<PathBuf, String>> {
 pub fn holder_of_group(host: &Host, group: u32) -> Result<Option<String>> {
     Ok(open_nodes(host)?.remove(&host.path(format!("dev/vfio/{group}"))))
 }
+
+/// A word of a command that an admin is told to run, as a shell takes it.
+pub fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:,@%=".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn words_of_commands_are_quoted() {
+        for (word, quote) in
+            [("web-01", "web-01"), ("my guest", "'my guest'"), ("it's", r"'it'\''s'"), ("", "''"), ("$(x)", "'$(x)'")]
+        {
+            assert_eq!(quoted(word), quote);
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::lease::{Store, Turn};
 use crate::log::Log;
 use crate::needs::{self, Need};
-use crate::pool::{Pf, Pool, Pools, Vfs};
+use crate::pool::{Pf, Pool, Pools};
 use crate::process;
 use crate::queue::Queue;
 use crate::settings::Settings;
@@ -260,15 +260,13 @@ impl<'a> Setup<'a> {
             has_changed = true;
         }
         let now = device.numvfs;
-        let wanted = match pf.vfs {
-            Vfs::Count(count) if count > totalvfs => {
-                return Err(Error::new(format!(
-                    "Cannot make {count} VFs of {}: it can have {totalvfs}. Mend {}, or allow more in the card's firmware",
-                    pf.address, pf.at
-                )));
-            }
-            vfs => vfs.wanted(now, totalvfs),
-        };
+        let wanted = pf.vfs.wanted(now, totalvfs);
+        if wanted > totalvfs {
+            return Err(Error::new(format!(
+                "Cannot make {wanted} VFs of {}: it can have {totalvfs}. Mend {}, or allow more in the card's firmware",
+                pf.address, pf.at
+            )));
+        }
         if now == wanted {
             return Ok(has_changed);
         }

@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use vfpool::address::PciAddress;
+use vfpool::check::{Report, State};
 use vfpool::domain::{self, Domain};
 use vfpool::dumpxml::{self, Element};
 use vfpool::error::{Error, Result};
@@ -54,6 +55,15 @@ enum Command {
         /// NAME is a guest's, whatever else has that name
         #[arg(long)]
         guest: bool,
+        /// As one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell whether this host is ready, and what to do where it is not
+    ///
+    /// Changes nothing. A command in backquotes cures what it stands under when it is run as it is.
+    #[command(after_help = "Exit status: 0 ready, 3 ready with warnings, 1 not ready, 2 wrong use.")]
+    Check {
         /// As one JSON document
         #[arg(long)]
         json: bool,
@@ -188,13 +198,15 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let host = Host::new(std::env::var_os("VFPOOL_ROOT").unwrap_or_else(|| "/".into()));
     let log = Log::new(&host, "vfpool");
-    let Err(error) = run(&host, &log, &arguments.command) else { return ExitCode::SUCCESS };
-    eprintln!("vfpool: {error}");
-    ExitCode::FAILURE
+    run(&host, &log, &arguments.command).unwrap_or_else(|error| {
+        eprintln!("vfpool: {error}");
+        ExitCode::FAILURE
+    })
 }
 
-fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
-    match command {
+fn run(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Check { json } => return check(host, log, *json),
         Command::Explain { name, guest, json } => {
             let explained = explain::explain(host, &Events::new(host, log), name, *guest)?;
             let text = if *json { explained.json()? } else { explained.text() };
@@ -227,7 +239,25 @@ fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
         Command::Detach { guest, pool, device, .. } => {
             edit(host, log, guest, |requests| requests.detach(guest, pool, *device))
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn check(host: &Host, log: &Log, json: bool) -> Result<ExitCode> {
+    let report = Report::of(host, log)?;
+    // Takes the colours out where no terminal wants them.
+    let mut out = anstream::stdout().lock();
+    let written = if json {
+        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else {
+        report.write(&mut out)
+    };
+    self::written(written)?;
+    Ok(match report.state {
+        State::Ok | State::Note => ExitCode::SUCCESS,
+        State::Warning => ExitCode::from(3),
+        State::Failure => ExitCode::FAILURE,
+    })
 }
 
 fn edit(host: &Host, log: &Log, guest: &str, edit: impl FnOnce(&Requests) -> Result<()>) -> Result<()> {

@@ -4,6 +4,7 @@ use super::file::{AddressXml, PfXml};
 use super::{Pool, Pools};
 use crate::error::Error;
 use crate::host::Host;
+use crate::process::quoted;
 use crate::sysfs;
 use serde::Deserialize;
 use std::fs;
@@ -38,11 +39,13 @@ impl Pools {
             let Ok(network) = quick_xml::de::from_str::<Network>(&text) else { continue };
             for pool in &self.pools {
                 let Some(shared) = network.shares(pool, host) else { continue };
+                let (name, quoted) = (&network.name, quoted(&network.name));
+                let is_active = host.path("run/libvirt/network").join(file).exists();
+                let destroy = if is_active { format!("virsh net-destroy {quoted} && ") } else { String::new() };
                 warnings.push(Error::new(format!(
-                    "libvirt's network '{0}' and pool '{1}' both have {shared}, so a guest of one may get what a guest of the \
-                     other is to have. Use the pool in the network's place and run `virsh net-undefine {0}`, or take {shared} \
-                     out of {2}",
-                    network.name,
+                    "libvirt's network '{name}' and pool '{}' both have {shared}, so a guest of one may get what a guest of the \
+                     other is to have. Use the pool in the network's place and run `{destroy}virsh net-undefine {quoted}`, or \
+                     take {shared} out of {}",
                     pool.name,
                     pool.file.display()
                 )));

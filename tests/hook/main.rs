@@ -3,6 +3,7 @@
 #[path = "../fakehost/mod.rs"]
 mod fakehost;
 
+mod check;
 mod commands;
 mod endings;
 mod explain;

@@ -294,12 +294,56 @@ expect_ready() {
 
 is_ready() { (expect_ready "$@") 2>/dev/null; }
 
+# --- vfpool check ----------------------------------------------------------
+
+# found ID TEXT: the findings of this kind that say so and are not ok, as JSON, one a line. Exit status: that of the check.
+found() {
+    local report status=0
+    report=$(vfpool check --json) || status=$?
+    jq -c --arg id "$1" --arg text "$2" '.findings[] | select(.state != "ok" and .id == $id and (.what | contains($text)))' <<<"$report"
+    return "$status"
+}
+
+# remedy_of STATE ID TEXT: what the one such finding advises; it has to have this state, and evidence.
+remedy_of() {
+    local finding status=0
+    finding=$(found "$2" "$3") || status=$?
+    [[ $(jq -r .state <<<"$finding") == "$1" && $(jq -r '.evidence // empty' <<<"$finding") ]] ||
+        fail "check: expected one $1 of $2 with '$3', found '$finding' of: $(vfpool check)"
+    case $1-$status in
+        failure-1 | warning-[13] | note-?) jq -r .remedy <<<"$finding" ;;
+        *) fail "check: exit $status with a $1" ;;
+    esac
+}
+
+expect_gone() {
+    local finding
+    finding=$(found "$1" "$2") || true
+    [[ -z $finding ]] || fail "check: expected no finding of $1 with '$2', found $finding"
+}
+
+# cure STATE ID TEXT: there is this finding; the commands in its remedy are run as they stand; the finding is gone.
+cure() {
+    local remedy commands
+    remedy=$(remedy_of "$@") || fail "$remedy"
+    commands=$(grep -o '`[^`]*`' <<<"$remedy" | tr -d '`') || fail "no command in the remedy '$remedy'"
+    bash -c "$commands" </dev/null || fail "cure of $2 '$3': expected '$commands' to succeed"
+    expect_gone "$2" "$3"
+}
+
+# A host on which nothing is found that keeps it from being ready.
+expect_ready_host() {
+    local status=0 output
+    output=$(vfpool check) || status=$?
+    [[ $status == 0 ]] || fail "check: expected a host that is ready, found (exit $status): $output"
+}
+
 # --- the hook and the host -------------------------------------------------
 
 # libvirtd looks for the hook only when it starts and at SIGHUP; asleep behind its socket it needs nothing.
 # The reload is done when it answers again.
 reload_libvirtd() {
-    systemctl --quiet is-active libvirtd && systemctl kill --signal=HUP libvirtd
+    systemctl --quiet is-active libvirtd && systemctl reload libvirtd
     virsh -q list >/dev/null
 }
 

@@ -1,0 +1,66 @@
+# vfpool check finds a hook that libvirtd does not know, cannot run or does not have, and libvirtd down; what it prints cures each.
+# deadline: 600
+. "$(dirname "$0")/../lib.sh"
+set -euo pipefail
+hook=/etc/libvirt/hooks/qemu
+trap 'ln -sfn /usr/sbin/vfpool-hook $hook; rm -f $hook.*; chmod 755 /usr/sbin/vfpool-hook; systemctl start libvirtd; reload_libvirtd' EXIT
+
+before=$(snapshot_drivers)
+virsh -q list
+reload_libvirtd
+expect_ready_host
+# Colours for a terminal only, and for one that wants them.
+[[ $(vfpool check) != *$'\e'* ]] || fail "check: expected no colours in a pipe"
+[[ $(TERM=xterm script -qec 'vfpool check' /dev/null) == *$'\e[32mok'* ]] || fail "check: expected colours on a terminal"
+[[ $(TERM=xterm NO_COLOR=1 script -qec 'vfpool check' /dev/null) != *$'\e'* ]] || fail "check: expected NO_COLOR to be honoured"
+
+# The hook comes after libvirtd.
+rm $hook
+reload_libvirtd
+sleep 1
+ln -s /usr/sbin/vfpool-hook $hook
+cure failure hook 'does not know the hook'
+# A guest to which the hook says no tells that it runs now.
+define_guest probe "$(hostdev 07:00.1)"
+expect_fails 'it carries the default route' virsh start probe
+remove_guest probe
+
+# Missing, leading nowhere, not executable, somebody else's.
+rm $hook
+cure failure hook 'has no hook'
+ln -sfn /usr/sbin/nothing $hook
+cure failure hook 'has no hook'
+chmod 644 /usr/sbin/vfpool-hook
+cure failure hook 'not executable'
+rm $hook
+printf '#!/bin/sh\nexit 0\n' >$hook
+chmod 755 $hook
+cure failure hook 'is another one'
+[[ -e $hook.before ]] || fail "the other hook was not kept"
+# In its folder libvirtd's own profile holds it.
+ln -f /usr/sbin/vfpool-hook $hook
+systemctl reload libvirtd
+cure failure hook 'AppArmor keeps'
+# One that calls ours is told, and all right.
+rm $hook
+printf '#!/bin/sh\nexec /usr/sbin/vfpool-hook "$@"\n' >$hook
+chmod 755 $hook
+systemctl reload libvirtd
+[[ $(found hook 'names ours' | jq -r .state) == note ]] || fail "a hook that calls ours: $(vfpool check)"
+expect_ready_host
+define_guest probe "$(hostdev 07:00.1)"
+expect_fails 'it carries the default route' virsh start probe
+remove_guest probe
+ln -sfn /usr/sbin/vfpool-hook $hook
+systemctl reload libvirtd
+
+# libvirtd asleep is fine; down is told, and the rest is looked at all the same.
+systemctl --quiet stop libvirtd.service
+[[ $(vfpool check) == *'libvirtd is started when it is called'* ]] || fail "asleep: $(vfpool check)"
+systemctl --quiet stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
+[[ $(vfpool check || true) == *'libvirtd is down'*'The units are enabled'* ]] || fail "down: $(vfpool check)"
+cure failure libvirtd 'is down'
+
+expect_ready_host
+expect_fails 'vfpool: Cannot check this host: most of it only root can see. Run it as root' setpriv --reuid 65534 --clear-groups vfpool check
+[[ $(snapshot_drivers) == "$before" ]] || fail "a check changed a device"
