@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `lock` | held for the short while in which leases are compared and written; never while a device is moved |
 //! | `turns/GUEST` | held through an event of this guest, so that two never work on the same devices |
-//! | `editing` | held by the one process that edits definitions through libvirt; no hook ever takes it |
+//! | `editing` | held by the one process that edits definitions or plugs devices through libvirt; no hook ever takes it |
 //! | `pfs/ADDRESS` | held while the VFs of this PF are made and bound; shared by those that bind a single one |
 //! | `leases/GUEST` | what the guest holds and how it was found: all that is needed to give it back |
 //! | `claims/ADDRESS` | link to the lease that owns this device now |
@@ -248,7 +248,7 @@ impl<'a> Store<'a> {
     /// Waits for the other events of this guest to end, and keeps new ones off.
     pub fn turn(&self, guest: &str, limit: Duration) -> Result<Turn> {
         let path = self.path("turns", guest);
-        let file = lock_file(&path, limit)?;
+        let file = self.lock_file(&path, limit)?;
         file.map(Turn).ok_or_else(|| {
             let why = "another event of this guest is still at work there, or hangs in the kernel";
             Error::new(format!("Cannot lock {} within {} s: {why}", path.display(), limit.as_secs()))
@@ -257,33 +257,33 @@ impl<'a> Store<'a> {
 
     /// The turn of a guest if it is free now.
     pub fn try_turn(&self, guest: &str) -> Result<Option<Turn>> {
-        Ok(lock_file(&self.path("turns", guest), Duration::ZERO)?.map(Turn))
+        Ok(self.lock_file(&self.path("turns", guest), Duration::ZERO)?.map(Turn))
     }
 
     /// Waits until no other process edits guests' definitions. No hook ever takes this lock, so it may be held while libvirt
-    /// is called; nothing but definitions is edited under it.
+    /// is called; nothing but definitions is edited under it, and devices of running guests are plugged.
     pub fn editing(&self, limit: Duration) -> Result<Turn> {
         let path = self.host.state().join("editing");
         let why = || Error::new(format!("Another vfpool has been editing definitions for {} s", limit.as_secs()));
-        lock_file(&path, limit)?.map(Turn).ok_or_else(why)
+        self.lock_file(&path, limit)?.map(Turn).ok_or_else(why)
     }
 
     /// Waits for others that make or bind the VFs of this PF, and keeps new ones off. `None` if they are not done in time.
     pub fn turn_of_pf(&self, pf: PciAddress, limit: Duration) -> Result<Option<Turn>> {
         let path = self.path("pfs", &pf.to_string());
-        Ok(lock_file(&path, limit)?.map(Turn))
+        Ok(self.lock_file(&path, limit)?.map(Turn))
     }
 
     /// The right to bind single VFs of this PF, which many may have at the same time, if nobody has the turn of the PF.
     pub fn try_turn_of_vf(&self, pf: PciAddress) -> Result<Option<Turn>> {
         let path = self.path("pfs", &pf.to_string());
-        Ok(lock_file_by(&path, Duration::ZERO, fs2::FileExt::try_lock_shared)?.map(Turn))
+        Ok(self.lock_file_by(&path, Duration::ZERO, fs2::FileExt::try_lock_shared)?.map(Turn))
     }
 
     /// Waits for the lock.
     pub fn lock(&self) -> Result<Locked<'_>> {
         let path = self.host.state().join("lock");
-        match lock_file(&path, LOCK_LIMIT)? {
+        match self.lock_file(&path, LOCK_LIMIT)? {
             Some(lock) => Ok(Locked { store: self, lock }),
             None => Err(Error::new(format!(
                 "Cannot lock {} within {} s; see with `fuser -v {0}` who holds it",
@@ -308,6 +308,47 @@ impl<'a> Store<'a> {
     pub fn attention(&self, guest: &str) -> Result<Option<String>> {
         crate::sysfs::read_optional(&self.path("attention", guest))
     }
+
+    /// Locks a file, made if need be; `None` if it is still locked by another when the limit is over.
+    fn lock_file(&self, path: &Path, limit: Duration) -> Result<Option<File>> {
+        self.lock_file_by(path, limit, fs2::FileExt::try_lock_exclusive)
+    }
+
+    fn lock_file_by(
+        &self,
+        path: &Path,
+        limit: Duration,
+        try_lock: fn(&File) -> io::Result<()>,
+    ) -> Result<Option<File>> {
+        if self.host.is_dry() {
+            // Only looks, and keeps nobody waiting for it.
+            let null = Path::new("/dev/null");
+            return File::open(null).map(Some).map_err(|cause| Error::io("open", null, &cause));
+        }
+        let mut open = File::options();
+        open.write(true).create(true).truncate(false).mode(0o600);
+        let file = match open.open(path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                make_folder(path.parent().unwrap_or(path))?;
+                open.open(path)
+            }
+            result => result,
+        };
+        let file = file.map_err(|cause| Error::io("open", path, &cause))?;
+        let deadline = Instant::now() + limit;
+        loop {
+            match try_lock(&file) {
+                Ok(()) => return Ok(Some(file)),
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+                Err(cause) => return Err(Error::io("lock", path, &cause)),
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            // flock(2) itself knows no deadline.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
 }
 
 impl Locked<'_> {
@@ -329,8 +370,10 @@ impl Locked<'_> {
             Err(cause) => cause,
         };
         let aside = self.store.path("corrupt", guest);
-        make_folder(aside.parent().unwrap_or(&aside))?;
-        rename(&path, &aside)?;
+        if !self.store.host.is_dry() {
+            make_folder(aside.parent().unwrap_or(&aside))?;
+            rename(&path, &aside)?;
+        }
         self.store.log.error(Error::new(format!(
             "The lease of guest '{guest}' is corrupt ({cause}) and set aside as {}; what the guest had taken is not given \
              back by itself",
@@ -376,11 +419,11 @@ impl Locked<'_> {
         let kept = self.owned(guest, kept)?;
         for held in self.owned(guest, lease.devices.clone())? {
             if !kept.contains(&held) {
-                remove(&self.store.path("claims", &held.address.to_string()))?;
+                self.remove("claims", &held.address.to_string())?;
             }
         }
         if kept.is_empty() {
-            remove(&self.store.path("leases", guest))?;
+            self.remove("leases", guest)?;
             return self.clear_attention(guest);
         }
         self.write(guest, &Lease { devices: kept, ..lease.clone() })?;
@@ -392,7 +435,7 @@ impl Locked<'_> {
 
     /// Notes that nothing of a guest is left to be given back.
     pub fn clear_attention(&self, guest: &str) -> Result<()> {
-        remove(&self.store.path("attention", guest))
+        self.remove("attention", guest)
     }
 
     /// Notes that something of a guest has still to be given back; the next event of any guest tries it.
@@ -400,8 +443,15 @@ impl Locked<'_> {
         self.replace("attention", guest, |temporary| fs::write(temporary, why))
     }
 
+    fn remove(&self, folder: &str, name: &str) -> Result<()> {
+        if self.store.host.is_dry() { Ok(()) } else { remove(&self.store.path(folder, name)) }
+    }
+
     /// Makes a file of a new content appear at once.
     fn replace(&self, folder: &str, name: &str, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+        if self.store.host.is_dry() {
+            return Ok(());
+        }
         let path = self.store.path(folder, name);
         make_folder(path.parent().unwrap_or(&path))?;
         // One name is enough under the lock; what a killed process left there is written over.
@@ -411,37 +461,6 @@ impl Locked<'_> {
         written.and_then(|()| rename(&temporary, &path)).inspect_err(|_| {
             let _ = remove(&temporary);
         })
-    }
-}
-
-/// Locks a file, made if need be; `None` if it is still locked by another when the limit is over.
-fn lock_file(path: &Path, limit: Duration) -> Result<Option<File>> {
-    lock_file_by(path, limit, fs2::FileExt::try_lock_exclusive)
-}
-
-fn lock_file_by(path: &Path, limit: Duration, try_lock: fn(&File) -> io::Result<()>) -> Result<Option<File>> {
-    let mut open = File::options();
-    open.write(true).create(true).truncate(false).mode(0o600);
-    let file = match open.open(path) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-            make_folder(path.parent().unwrap_or(path))?;
-            open.open(path)
-        }
-        result => result,
-    };
-    let file = file.map_err(|cause| Error::io("open", path, &cause))?;
-    let deadline = Instant::now() + limit;
-    loop {
-        match try_lock(&file) {
-            Ok(()) => return Ok(Some(file)),
-            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
-            Err(cause) => return Err(Error::io("lock", path, &cause)),
-        }
-        if Instant::now() >= deadline {
-            return Ok(None);
-        }
-        // flock(2) itself knows no deadline.
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -157,7 +157,8 @@ impl Events<'_> {
             let runs = process::qemu(self.host, &owner).is_some();
             return Ok(runs.then_some(Owner { guest: owner, state: OwnerState::InUse, held: None }));
         };
-        if lease.is_over(self.host) {
+        // What a dry run has given back is still on record.
+        if lease.is_over(self.host) || self.host.is_dry() && recovered.contains_key(&owner) {
             return Ok(None);
         }
         let state = if lease.is_in_use(self.host, &owner) {

@@ -3,9 +3,12 @@
 #[path = "../fakehost/mod.rs"]
 mod fakehost;
 
+mod by_hand;
 mod commands;
+mod dry;
 mod endings;
 mod failures;
+mod hotplug;
 mod input;
 mod kills;
 mod moves;
