@@ -184,6 +184,9 @@ impl Mover<'_> {
     }
 
     fn try_write(&self, path: &Path, value: &str, limit: Duration) -> io::Result<()> {
+        if self.host.is_dry() {
+            return Ok(());
+        }
         sysfs::write(path, value, limit).inspect_err(|cause| {
             if cause.kind() == io::ErrorKind::TimedOut {
                 self.hangs.set(true);
@@ -193,7 +196,8 @@ impl Mover<'_> {
 
     fn expect_vfio(&self, device: &Device, held: &Held) -> Result<()> {
         let address = device.address;
-        if held.role == Role::Sibling && device.driver.is_none() && sysfs::driver_of(self.host, address)?.is_none() {
+        let has_none = || Ok(!self.host.is_dry() && sysfs::driver_of(self.host, address)?.is_none());
+        if held.role == Role::Sibling && device.driver.is_none() && has_none()? {
             // VFIO is content with a sibling that has no driver; some devices vfio-pci does not take.
             self.log.warning(format_args!("{address}: {VFIO_PCI} does not take it; it stays on no driver"));
             return self.restore_override(device, held);
@@ -376,6 +380,9 @@ impl Mover<'_> {
     }
 
     fn expect_driver(&self, address: PciAddress, wanted: Option<&str>) -> Result<()> {
+        if self.host.is_dry() {
+            return Ok(());
+        }
         let now = sysfs::wait_for_driver(self.host, address, wanted, self.limit)?;
         if now.as_deref() == wanted {
             return Ok(());
@@ -392,15 +399,17 @@ impl Mover<'_> {
         if driver.exists() {
             return Ok(());
         }
-        let modprobe = self.host.path("sbin/modprobe");
-        let result = process::run(&modprobe, &["-b", VFIO_PCI], self.limit);
-        let result = result.and_then(|status| {
-            let is_there = status.success() && driver.exists();
-            if is_there { Ok(()) } else { Err(format!("{status}, and the driver is not there; try it by hand")) }
-        });
-        result.map_err(|why| {
-            Error::new(format!("Cannot load the module {VFIO_PCI} with {}: {why}", modprobe.display()))
-        })?;
+        if !self.host.is_dry() {
+            let modprobe = self.host.path("sbin/modprobe");
+            let result = process::run(&modprobe, &["-b", VFIO_PCI], self.limit);
+            let result = result.and_then(|status| {
+                let is_there = status.success() && driver.exists();
+                if is_there { Ok(()) } else { Err(format!("{status}, and the driver is not there; try it by hand")) }
+            });
+            result.map_err(|why| {
+                Error::new(format!("Cannot load the module {VFIO_PCI} with {}: {why}", modprobe.display()))
+            })?;
+        }
         self.log.info(format_args!("module {VFIO_PCI} loaded ({})", self.user));
         Ok(())
     }

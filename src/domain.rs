@@ -57,6 +57,8 @@ pub struct Device {
     /// The element, in bytes of the XML.
     element: Range<usize>,
     source: Source,
+    /// Its `<rom>`, if it has one: right after the tag's name, and the value of its `bar`.
+    rom: Option<(usize, Option<Range<usize>>)>,
 }
 
 /// The kinds of elements that stand for a PCI device.
@@ -231,6 +233,22 @@ impl<'a> Domain<'a> {
         String::from_utf8_lossy(&splice(&self.xml[device.element.clone()], edits)).into_owned()
     }
 
+    /// The text of a device's element with `<rom bar='off'/>`: the guest sees no option ROM of it.
+    pub fn text_without_rom(&self, device: &Device) -> String {
+        let edit = match &device.rom {
+            Some((_, Some(bar))) => (bar.clone(), "off".to_owned()),
+            Some((start, None)) => (*start..*start, " bar='off'".to_owned()),
+            None => {
+                let text = &self.xml[device.element.clone()];
+                let end = text.windows(2).rposition(|pair| pair == b"</").unwrap_or(text.len());
+                let end = device.element.start + end;
+                (end..end, "<rom bar='off'/>".to_owned())
+            }
+        };
+        let edit = (edit.0.start - device.element.start..edit.0.end - device.element.start, edit.1);
+        String::from_utf8_lossy(&splice(&self.xml[device.element.clone()], vec![edit])).into_owned()
+    }
+
     /// The XML with other source addresses for these devices, and nothing else changed.
     pub fn with_addresses(&self, changes: &[(&Device, PciAddress)]) -> Vec<u8> {
         splice(self.xml, changes.iter().flat_map(|(device, address)| device.source.edits(*address)).collect())
@@ -319,6 +337,7 @@ struct Open {
     managed: bool,
     guest_address: Option<PciAddress>,
     sources: Vec<(PciAddress, Source)>,
+    rom: Option<(usize, Option<Range<usize>>)>,
     start: usize,
     /// Depth at which it was opened.
     depth: usize,
@@ -383,6 +402,13 @@ impl Walk<'_> {
             (b"interface", _) if depth == DEVICE => (Kind::Interface, has(element, "type", "hostdev")?),
             (b"disk", b"source") => (Kind::Disk, has(element, "type", "pci")?),
             (_, b"address") => return self.enter_address(element, tag),
+            (_, b"rom") if depth == DEVICE + 1 => {
+                let bar = find(element, "bar")?.map(|value| range_in(self.xml, &value));
+                if let Some(device) = &mut self.device {
+                    device.rom = Some((tag.start + "<rom".len(), bar));
+                }
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         // The files behind a disk may have sources in sources; the outer one has its address first.
@@ -393,6 +419,7 @@ impl Walk<'_> {
                 managed: has(element, "managed", "yes")?,
                 guest_address: None,
                 sources: Vec::new(),
+                rom: None,
                 start: tag.start,
                 depth,
             });
@@ -440,9 +467,10 @@ impl Walk<'_> {
     }
 
     fn close_device(&mut self, end: usize) {
-        let Some(Open { kind, managed, guest_address, sources, start, .. }) = self.device.take() else { return };
+        let Some(Open { kind, managed, guest_address, sources, rom, start, .. }) = self.device.take() else { return };
         for (address, source) in sources {
-            self.devices.push(Device { address, managed, kind, guest_address, element: start..end, source });
+            let (element, rom) = (start..end, rom.clone());
+            self.devices.push(Device { address, managed, kind, guest_address, element, source, rom });
         }
     }
 }
@@ -457,9 +485,7 @@ fn address(xml: &[u8], element: &BytesStart) -> Result<(PciAddress, Values)> {
         let text = String::from_utf8_lossy(&attribute);
         let number = libvirt_number(&text)
             .ok_or_else(|| Error::new(format!("{name}='{text}' in a device's <source><address> is no number")))?;
-        // The reader lends out pieces of the text it was given.
-        let start = attribute.as_ptr() as usize - xml.as_ptr() as usize;
-        *value = Some((start..start + attribute.len(), number));
+        *value = Some((range_in(xml, &attribute), number));
     }
     let number = |index: usize| values[index].as_ref().map_or(0, |(_, number)| *number);
     let (domain, bus, slot, function) = (number(0), number(1), number(2), number(3));
@@ -468,6 +494,12 @@ fn address(xml: &[u8], element: &BytesStart) -> Result<(PciAddress, Values)> {
         Error::new(format!("{text} in a device's <source><address> is no PCI address"))
     })?;
     Ok((address, values))
+}
+
+/// Where an attribute's raw value stands: the reader lends out pieces of the text it was given.
+fn range_in(xml: &[u8], value: &[u8]) -> Range<usize> {
+    let start = value.as_ptr() as usize - xml.as_ptr() as usize;
+    start..start + value.len()
 }
 
 /// The raw value of an attribute.
@@ -498,6 +530,22 @@ mod tests {
     }
 
     const SOURCE: &str = "<source><address type='pci' domain='0x0000' bus='0x02' slot='0x00' function='0x1'/></source>";
+
+    #[test]
+    fn the_rom_is_hidden_and_nothing_else_changes() {
+        for (rom, hidden) in [
+            ("", "<rom bar='off'/>"),
+            ("<rom bar='on'/>", "<rom bar='off'/>"),
+            ("<rom file='/x/off.rom' bar = \"on\" />", "<rom file='/x/off.rom' bar = \"off\" />"),
+            ("<rom file='/x.rom'></rom>", "<rom bar='off' file='/x.rom'></rom>"),
+            ("<rom bar='off'/>", "<rom bar='off'/>"),
+        ] {
+            let xml = |rom: &str| format!("<hostdev type='pci' managed='yes'>{SOURCE}{rom}</hostdev >");
+            let domain = format!("<domain><devices><rom bar='x'/>{}</devices></domain>", xml(rom));
+            let domain = Domain::parse(domain.as_bytes()).unwrap();
+            assert_eq!(domain.text_without_rom(&domain.devices[0]), xml(hidden));
+        }
+    }
 
     #[test]
     fn finds_each_kind_of_pci_device() {

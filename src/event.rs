@@ -4,10 +4,12 @@
 //! The order is always the same: the guest's turn, then the short lock to compare and record, then, without the lock,
 //! the devices. Nothing here calls libvirt: its hooks run while it holds the guest.
 
+mod by_hand;
 mod choose;
 mod facts;
 mod foresee;
 mod give_back;
+mod plug;
 mod take;
 
 use crate::apply::Mover;

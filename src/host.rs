@@ -9,12 +9,25 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone)]
 pub struct Host {
     root: PathBuf,
+    is_dry: bool,
 }
 
 impl Host {
     /// The host below this root directory.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), is_dry: false }
+    }
+
+    /// The same host for a dry run: what writes to it tells its [`Log`](crate::log::Log) instead. Those that read back what they
+    /// wrote have to know.
+    #[must_use]
+    pub fn dry(self) -> Self {
+        Self { is_dry: true, ..self }
+    }
+
+    /// Whether nothing may be changed, in sysfs, in our state, through libvirt.
+    pub fn is_dry(&self) -> bool {
+        self.is_dry
     }
 
     /// A path of this host, given relative to its root (`proc/swaps`).

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `lock` | held for the short while in which leases are compared and written; never while a device is moved |
 //! | `turns/GUEST` | held through an event of this guest, so that two never work on the same devices |
-//! | `editing` | held by the one process that edits definitions through libvirt; no hook ever takes it |
+//! | `editing` | held by the one process that edits definitions or plugs devices through libvirt; no hook ever takes it |
 //! | `pfs/ADDRESS` | held while the VFs of this PF are made and bound; shared by those that bind a single one |
 //! | `leases/GUEST` | what the guest holds and how it was found: all that is needed to give it back |
 //! | `claims/ADDRESS` | link to the lease that owns this device now |
@@ -280,7 +280,7 @@ impl<'a> Store<'a> {
     }
 
     /// Waits until no other process edits guests' definitions. No hook ever takes this lock, so it may be held while libvirt
-    /// is called; nothing but definitions is edited under it.
+    /// is called; nothing but definitions is edited under it, and devices of running guests are plugged.
     pub fn editing(&self, limit: Duration) -> Result<Turn> {
         let path = self.host.state().join("editing");
         let why = || Error::new(format!("Another vfpool has been editing definitions for {} s", limit.as_secs()));
@@ -372,6 +372,11 @@ impl<'a> Store<'a> {
         limit: Duration,
         try_lock: fn(&File) -> io::Result<()>,
     ) -> Result<Option<File>> {
+        if self.host.is_dry() {
+            // Only looks, and keeps nobody waiting for it.
+            let null = Path::new("/dev/null");
+            return File::open(null).map(Some).map_err(|cause| Error::io("open", null, &cause));
+        }
         let mut open = File::options();
         open.write(true).create(true).truncate(false).mode(0o600);
         let file = match open.open(path) {
@@ -423,8 +428,10 @@ impl Locked<'_> {
         };
         let path = self.store.path("leases", guest);
         let aside = self.store.path("corrupt", guest);
-        make_folder(aside.parent().unwrap_or(&aside))?;
-        rename(&path, &aside)?;
+        if !self.store.host.is_dry() {
+            make_folder(aside.parent().unwrap_or(&aside))?;
+            rename(&path, &aside)?;
+        }
         self.store.log.error(Error::new(format!(
             "The lease of guest '{guest}' is corrupt ({cause}) and set aside as {}; what the guest had taken is not given \
              back by itself",
@@ -470,11 +477,11 @@ impl Locked<'_> {
         let kept = self.owned(guest, kept)?;
         for held in self.owned(guest, lease.devices.clone())? {
             if !kept.contains(&held) {
-                remove(&self.store.path("claims", &held.address.to_string()))?;
+                self.remove("claims", &held.address.to_string())?;
             }
         }
         if kept.is_empty() {
-            remove(&self.store.path("leases", guest))?;
+            self.remove("leases", guest)?;
             return self.clear_attention(guest);
         }
         self.write(guest, &Lease { devices: kept, ..lease.clone() })?;
@@ -486,7 +493,7 @@ impl Locked<'_> {
 
     /// Notes that nothing of a guest is left to be given back.
     pub fn clear_attention(&self, guest: &str) -> Result<()> {
-        remove(&self.store.path("attention", guest))
+        self.remove("attention", guest)
     }
 
     /// Notes that something of a guest has still to be given back; the next event of any guest tries it.
@@ -494,8 +501,15 @@ impl Locked<'_> {
         self.replace("attention", guest, |temporary| fs::write(temporary, why))
     }
 
+    fn remove(&self, folder: &str, name: &str) -> Result<()> {
+        if self.store.host.is_dry() { Ok(()) } else { remove(&self.store.path(folder, name)) }
+    }
+
     /// Makes a file of a new content appear at once.
     fn replace(&self, folder: &str, name: &str, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+        if self.store.host.is_dry() {
+            return Ok(());
+        }
         let path = self.store.path(folder, name);
         make_folder(path.parent().unwrap_or(&path))?;
         // One name is enough under the lock; what a killed process left there is written over.

@@ -15,7 +15,7 @@
 //! | [`setup`] | the VFs of the pools made, and ready for guests |
 //! | [`event`] | one function for each thing that happens to a guest |
 //! | [`virsh`], [`definition`], [`assign`] | libvirt by its command, the guests' persistent definitions, who should point where |
-//! | [`parking`], [`start`], [`request`], [`reconcile`] | what is done to definitions, by systemd and by the admin |
+//! | [`parking`], [`start`], [`hotplug`], [`request`], [`reconcile`] | what is done to definitions, by systemd and by the admin |
 //! | [`inventory`], [`dumpxml`], [`explain`], [`check`] | what the admin is shown: what there is, why it stands as it does, and what is wrong |
 //!
 //! Nothing here reads the environment, prints or exits: the mains do.
@@ -32,6 +32,7 @@ pub mod error;
 pub mod event;
 pub mod explain;
 pub mod host;
+pub mod hotplug;
 pub mod inventory;
 pub mod lease;
 pub mod log;

@@ -20,18 +20,27 @@ pub struct Log {
     socket: PathBuf,
     program: &'static str,
     syslog: OnceCell<Option<RefCell<Syslog>>>,
+    rehearsal: Option<RefCell<Box<dyn Write>>>,
 }
 
 impl Log {
     /// A log that writes as `program` to the host's `/dev/log`.
     pub fn new(host: &Host, program: &'static str) -> Self {
-        Self { socket: host.path("dev/log"), program, syslog: OnceCell::new() }
+        Self { socket: host.path("dev/log"), program, syslog: OnceCell::new(), rehearsal: None }
+    }
+
+    /// A log for a dry run, whose changes were not made: they are told to `out`, and nothing to syslog.
+    #[must_use]
+    pub fn rehearsal(self, out: impl Write + 'static) -> Self {
+        Self { rehearsal: Some(RefCell::new(Box::new(out))), ..self }
     }
 
     /// A change that was made as it should be.
     pub fn info(&self, line: impl Display) {
         let line = one_line(line);
-        if !self.send(|syslog| syslog.info(&line)) {
+        if let Some(out) = &self.rehearsal {
+            let _ = writeln!(out.borrow_mut(), "{line}");
+        } else if !self.send(|syslog| syslog.info(&line)) {
             self.complain(&line);
         }
     }
@@ -64,6 +73,9 @@ impl Log {
     }
 
     fn send(&self, write: impl FnOnce(&mut Syslog) -> syslog::Result<()>) -> bool {
+        if self.rehearsal.is_some() {
+            return false;
+        }
         let syslog = self.syslog.get_or_init(|| {
             let formatter = Formatter3164 {
                 facility: Facility::LOG_DAEMON,

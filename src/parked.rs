@@ -74,6 +74,9 @@ impl Parked {
 
     /// Writes it all at once.
     pub fn save(&self, host: &Host) -> Result<()> {
+        if host.is_dry() {
+            return Ok(());
+        }
         let path = host.parked();
         let text = quick_xml::se::to_string(self)
             .map_err(|cause| Error::new(format!("Cannot write {}: {cause}", path.display())))?;

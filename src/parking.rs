@@ -9,8 +9,8 @@
 use crate::address::PciAddress;
 use crate::assign::{Want, assign};
 use crate::availability::Standing;
-use crate::definition;
-use crate::domain::{Device, Domain, Kind, Request};
+use crate::definition::{self, CONFIG, PLACEHOLDER};
+use crate::domain::{Domain, Kind, Request};
 use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::host::Host;
@@ -41,12 +41,6 @@ struct Run {
     /// What could not be done, of which guest.
     failures: Vec<(String, Error)>,
 }
-
-/// What virsh says when a device that is to be detached is not in the definition (`VIR_ERR_DEVICE_MISSING`).
-const NOT_THERE: &str = "device not found";
-
-/// The interface that keeps per-device boot order alive while the only device that has one is moved: its MAC address.
-const PLACEHOLDER: &str = "52:54:00:76:66:70";
 
 impl Parking<'_> {
     /// Points every stopped guest at a free device, first the one whose start was refused last: `refused` were just now.
@@ -226,35 +220,12 @@ impl Parking<'_> {
         let (from, text) = (device.address, domain.text_at(device, to));
         match device.kind {
             Kind::Interface => definition::edit_device(&self.virsh, "update-device", &domain.uuid, &text)?,
-            Kind::Hostdev | Kind::Disk => self.replace(&domain, request, device, &text)?,
+            Kind::Hostdev | Kind::Disk => {
+                definition::replace(&self.virsh, &domain, &domain.requests, guest_address, &text)?;
+            }
         }
         self.log.info(format_args!("guest '{guest}': parked at {to} of pool '{}' (was {from})", request.pool));
         Ok(())
-    }
-
-    /// Detaches a device and attaches it as `text`. Each step is a call of its own: nothing may be detached before its request
-    /// holds it, and of several commands in one call each is run, whatever became of the one before.
-    fn replace(&self, domain: &Domain, request: &Request, device: &Device, text: &str) -> Result<()> {
-        domain.expect_only(device)?;
-        let (uuid, old) = (&domain.uuid, domain.text_of(device));
-        let set_moving = |moving: Option<&str>| {
-            let moving = Request { moving: moving.map(str::to_owned), ..request.clone() };
-            let requests = domain.requests.iter().map(|other| if other == request { &moving } else { other });
-            definition::set_requests(&self.virsh, uuid, &requests.cloned().collect::<Vec<_>>())
-        };
-        set_moving(Some(text))?;
-        // When the last device that has a boot order goes, libvirt sets another one, and takes no such device again.
-        if old.contains("<boot ") && !domain.text().contains(PLACEHOLDER) {
-            definition::edit_device(&self.virsh, "attach-device", uuid, &placeholder(domain))?;
-        }
-        if let Err(error) = definition::edit_device(&self.virsh, "detach-device", uuid, &old) {
-            if error.to_string().contains(NOT_THERE) {
-                // Somebody has just taken it away, or pointed it elsewhere; the next run is not to bring it back.
-                set_moving(None)?;
-            }
-            return Err(error);
-        }
-        definition::edit_device(&self.virsh, "attach-device", uuid, text)
     }
 
     /// Attaches what a run that did not end has detached.
@@ -302,17 +273,6 @@ impl Parking<'_> {
             .requests
             .iter()
             .map(|request| Request { moving: request.moving.clone().filter(|_| !is_over(request)), ..request.clone() });
-        definition::set_requests(&self.virsh, &domain.uuid, &requests.collect::<Vec<_>>())
+        definition::set_requests(&self.virsh, &domain.uuid, CONFIG, &requests.collect::<Vec<_>>())
     }
-}
-
-/// An interface for the place of a device that has a boot order, where the guest has none yet.
-fn placeholder(domain: &Domain) -> String {
-    let text = domain.text();
-    let is_used = |slot: &u32| text.contains(&format!("bus='0x00' slot='0x{slot:02x}'"));
-    let slot = (2..=0x1e).rev().find(|slot| !is_used(slot)).unwrap_or(0x1e);
-    format!(
-        "<interface type='user'><mac address='{PLACEHOLDER}'/><model type='virtio'/><boot order='9999'/>\
-         <address type='pci' domain='0x0000' bus='0x00' slot='0x{slot:02x}' function='0x0'/></interface>"
-    )
 }

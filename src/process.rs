@@ -72,6 +72,14 @@ pub fn starter(host: &Host) -> Option<Process> {
     }
 }
 
+/// The libvirtd (or virtqemud) of this host, by the pid file that it keeps. `None` when it does not run.
+pub fn libvirtd(host: &Host) -> Option<Process> {
+    // The second is that of libvirt before 6.
+    let files = ["run/libvirt/qemu/driver.pid", "run/libvirtd.pid"].into_iter();
+    let mut pids = files.filter_map(|file| fs::read_to_string(host.path(file)).ok()?.trim().parse().ok());
+    pids.find_map(|pid| Process::with_pid(host, pid))
+}
+
 /// Seconds since boot, by `/proc/uptime`: a clock that nobody sets, for records that are gone at reboot anyway.
 pub fn uptime(host: &Host) -> Option<u64> {
     let text = fs::read_to_string(host.path("proc/uptime")).ok()?;

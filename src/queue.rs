@@ -31,6 +31,9 @@ impl Queue {
 
     /// Adds an entry; the same one again is one entry.
     pub fn put(self, host: &Host, entry: &str) -> Result<()> {
+        if host.is_dry() {
+            return Ok(());
+        }
         let folder = self.folder(host);
         let path = folder.join(file_name(entry));
         let open = || File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -44,6 +47,13 @@ impl Queue {
         made.map(drop).map_err(|cause| Error::io("write", &path, &cause))
     }
 
+    /// Takes one entry out, if it is there still.
+    pub fn remove(self, host: &Host, entry: &str) {
+        if !host.is_dry() {
+            let _ = fs::remove_file(self.folder(host).join(file_name(entry)));
+        }
+    }
+
     /// Whether nothing is to be done.
     pub fn is_empty(self, host: &Host) -> Result<bool> {
         Ok(sysfs::names(&self.folder(host))?.is_empty())
@@ -54,7 +64,7 @@ impl Queue {
         let folder = self.folder(host);
         let mut entries = Vec::new();
         for file in sysfs::names(&folder)? {
-            match fs::remove_file(folder.join(&file)) {
+            match if host.is_dry() { Ok(()) } else { fs::remove_file(folder.join(&file)) } {
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::io("remove", &folder.join(&file), &cause));
                 }

@@ -1,13 +1,15 @@
 //! What systemd runs after something changed, and an admin by hand: first everything that guests left behind is given back,
-//! then every stopped guest is parked.
+//! then what a killed `vfpool attach` or `detach` began is brought to an end, then every stopped guest is parked.
 
 use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::host::Host;
+use crate::hotplug::Hotplug;
 use crate::log::Log;
 use crate::parking::Parking;
 use crate::process;
 use crate::queue::Queue;
+use crate::request::{self, Requests};
 use crate::start::{self, Options};
 use crate::virsh::Virsh;
 use std::fs;
@@ -21,7 +23,14 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Brings leases and definitions in line, once. Returns what could not be done.
 pub fn once(host: &Host, log: &Log) -> Result<Vec<Error>> {
     let entries = Queue::Reconcile.take(host)?;
-    run(host, log, &entries, false)
+    run(host, log, &entries, false).inspect_err(|_| put_back(host, &entries))
+}
+
+/// What was asked for stays asked for.
+fn put_back(host: &Host, entries: &[String]) {
+    for entry in entries {
+        let _ = Queue::Reconcile.put(host, entry);
+    }
 }
 
 /// Does what the queue asks for, until nothing has changed for a while.
@@ -33,8 +42,7 @@ pub fn queued(host: &Host, log: &Log) -> Result<()> {
             Ok(errors) => errors.iter().for_each(|error| log.error(error)),
             Err(error) => {
                 log.error(&error);
-                // What was asked for stays asked for.
-                entries.iter().try_for_each(|entry| Queue::Reconcile.put(host, entry))?;
+                put_back(host, &entries);
                 thread::sleep(SETTLE);
             }
         }
@@ -59,11 +67,17 @@ fn run(host: &Host, log: &Log, entries: &[String], only_news: bool) -> Result<Ve
     let about = |what: &str| -> Vec<String> {
         entries.iter().filter_map(|entry| entry.strip_prefix(what)).map(str::to_owned).collect()
     };
-    let parking = Parking { host, log, events: &events, virsh: Virsh { host, limit: events.deadline() } };
+    let virsh = Virsh { host, log, limit: events.deadline() };
+    let requests = Requests { host, log, events: &events, virsh: &virsh };
+    for note in about(request::ATTACHED) {
+        requests.finish(&note)?;
+    }
+    errors.extend(Hotplug { host, log, events: &events, virsh: &virsh }.settle()?);
+    let parking = Parking { host, log, events: &events, virsh };
     errors.extend(parking.park(&about("refused "), only_news)?);
     // Somebody may have started it meanwhile.
     for guest in about("restart ").into_iter().filter(|guest| process::qemu(host, guest).is_none()) {
-        let started = start::start(host, &events, &guest, &Options::default());
+        let started = start::start(host, log, &events, &guest, &Options::default());
         match started {
             Ok(()) => log.info(format_args!("guest '{guest}': started again with a free device (on-busy='restart')")),
             Err(error) => errors.push(error),

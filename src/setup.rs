@@ -21,6 +21,7 @@ use crate::sysfs::{self, Device};
 use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 /// Sets up the pools of one host.
@@ -237,7 +238,8 @@ impl<'a> Setup<'a> {
             return Ok(false);
         }
         let ip = self.host.path("sbin/ip");
-        let done = process::run(&ip, &["link", "set", "dev", netdev, "up"], self.limit);
+        let up = ["link", "set", "dev", netdev, "up"];
+        let done = if self.host.is_dry() { Ok(ExitStatus::default()) } else { process::run(&ip, &up, self.limit) };
         let why = match done {
             Ok(status) if status.success() => {
                 self.log.info(format_args!("{netdev}: down -> up ({})", mover.user));
@@ -284,6 +286,10 @@ impl<'a> Setup<'a> {
             self.remove_vfs(device, mover).map_err(during)?;
         }
         mover.set_numvfs(&Device { numvfs: 0, ..device.clone() }, wanted)?;
+        if self.host.is_dry() {
+            self.log.info(format_args!("{}: its {wanted} VFs -> {VFIO_PCI} ({})", pf.address, mover.user));
+            return Ok(true);
+        }
         let made = sysfs::vfs_of(self.host, pf.address)?.len();
         if made != wanted as usize {
             return Err(during(Error::new(format!("its driver made {made}. See `dmesg` for the reason"))));
@@ -374,7 +380,7 @@ impl<'a> Setup<'a> {
         let device = sysfs::device(self.host, vf)?.ok_or_else(gone)?;
         mover.probe_vfio(&device)?;
         match sysfs::driver_of(self.host, vf)? {
-            Some(driver) if driver == VFIO_PCI => {
+            now if now.as_deref() == Some(VFIO_PCI) || self.host.is_dry() => {
                 let before = device.driver.as_deref().unwrap_or("no driver");
                 self.log.info(format_args!("{vf}: {before} -> {VFIO_PCI} ({})", mover.user));
                 Ok(Bound::Now)
@@ -390,20 +396,23 @@ impl<'a> Setup<'a> {
 
 /// As long as this is there, udev's rules start no helper for each new VF. One that a killed setup has left goes with the
 /// next one.
-struct Making(PathBuf);
+struct Making(Option<PathBuf>);
 
 impl Making {
     fn begin(host: &Host) -> Self {
         let path = host.state().join("making-vfs");
+        if host.is_dry() {
+            return Self(None);
+        }
         // Without it, helpers are started that find nothing to do.
         let _ = fs::write(&path, "");
-        Self(path)
+        Self(Some(path))
     }
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = self.0.as_ref().map(fs::remove_file);
     }
 }
 

@@ -8,6 +8,7 @@ use crate::domain::{Domain, Request};
 use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::host::Host;
+use crate::log::Log;
 use crate::virsh::Virsh;
 use std::fs;
 use std::io::Write;
@@ -32,8 +33,8 @@ pub struct Options {
 ///
 /// # Errors
 /// Nothing of a start that failed stays. What virsh had to say, it has said on stderr itself.
-pub fn start(host: &Host, events: &Events, guest: &str, options: &Options) -> Result<()> {
-    let virsh = Virsh { host, limit: events.deadline() };
+pub fn start(host: &Host, log: &Log, events: &Events, guest: &str, options: &Options) -> Result<()> {
+    let virsh = Virsh { host, log, limit: events.deadline() };
     let xml = whole(host, guest)?;
     let uuid = Domain::parse(&xml)?.uuid;
     let flags = [("--bypass-cache", options.bypass_cache), ("--force-boot", options.force_boot)];
@@ -46,16 +47,24 @@ pub fn start(host: &Host, events: &Events, guest: &str, options: &Options) -> Re
     }
     let resolved = events.resolve(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     let started = match resolved {
-        None => show(&virsh, guest, &plainly, &options.passed),
+        None => {
+            if host.is_dry() {
+                events.prepare(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+            }
+            show(&virsh, guest, &plainly, &options.passed)
+        }
         // Also where nothing had to be changed: the definition may be in the middle of a move, which began before.
         Some(resolved) => {
             if is_saved {
                 virsh.run(&["managedsave-remove", &uuid], "")?;
             }
+            if host.is_dry() {
+                return rehearse(log, &virsh, events, guest, (&xml, &resolved), &options.passed);
+            }
             create(host, &virsh, guest, &resolved, &options.passed)
         }
     };
-    if started.is_err() {
+    if started.is_err() && !host.is_dry() {
         // A start that came as far as the hook was undone there.
         events.cancel(guest)?;
         restore(&virsh, &uuid, &definition::path(host, guest), &xml)?;
@@ -77,6 +86,28 @@ fn whole(host: &Host, guest: &str) -> Result<Vec<u8>> {
     }
 }
 
+/// Tells what would be started, and what the hook would do.
+fn rehearse(
+    log: &Log,
+    virsh: &Virsh,
+    events: &Events,
+    guest: &str,
+    (xml, resolved): (&[u8], &[u8]),
+    options: &[String],
+) -> Result<()> {
+    let (now, then) = (Domain::parse(xml)?, Domain::parse(resolved)?);
+    for (old, new) in now.devices.iter().zip(&then.devices) {
+        if let Some(request) = then.request_for(new) {
+            let (pool, from, to) = (&request.pool, old.address, new.address);
+            log.info(format_args!("guest '{guest}': {to} of pool '{pool}' for this boot (its definition has {from})"));
+        }
+    }
+    events.prepare(guest, resolved).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    let create = ["create", "/dev/stdin"].into_iter().chain(options.iter().map(String::as_str));
+    virsh.tell(&create.collect::<Vec<_>>(), &String::from_utf8_lossy(resolved));
+    Ok(())
+}
+
 fn create(host: &Host, virsh: &Virsh, guest: &str, xml: &[u8], options: &[String]) -> Result<()> {
     // Not by standard input, which is the console's.
     let file = Temporary::new(host.state().join(format!("create.{}", std::process::id())), xml)?;
@@ -86,6 +117,11 @@ fn create(host: &Host, virsh: &Virsh, guest: &str, xml: &[u8], options: &[String
 
 /// Runs virsh in our place: with our terminal, our open files, and as long as a console is open.
 fn show(virsh: &Virsh, guest: &str, arguments: &[&str], options: &[String]) -> Result<()> {
+    if virsh.host.is_dry() {
+        let options = options.iter().map(String::as_str);
+        virsh.tell(&arguments.iter().copied().chain(options).collect::<Vec<_>>(), "");
+        return Ok(());
+    }
     let status = virsh.command().args(arguments).args(options).status();
     match status.map_err(|cause| Error::new(format!("Cannot run virsh: {cause}")))? {
         status if status.success() => Ok(()),
@@ -96,9 +132,8 @@ fn show(virsh: &Virsh, guest: &str, arguments: &[&str], options: &[String]) -> R
 /// Older libvirt keeps what a failed `create` was given as the definition in memory, until it is told the file's again.
 fn restore(virsh: &Virsh, uuid: &str, path: &std::path::Path, xml: &[u8]) -> Result<()> {
     let addresses = |xml: &[u8]| Domain::parse(xml).map(|domain| domain.assigned());
-    let output = virsh.command().args(["dumpxml", "--inactive", uuid]).output();
-    let Ok(output) = output else { return Ok(()) };
-    if output.status.success() && addresses(&output.stdout)? != addresses(xml)? {
+    let Ok(now) = virsh.read(&["dumpxml", "--inactive", uuid], "") else { return Ok(()) };
+    if addresses(now.as_bytes())? != addresses(xml)? {
         virsh.run(&["define", &path.to_string_lossy()], "")?;
     }
     Ok(())

@@ -198,6 +198,11 @@ pub fn vfs_of(host: &Host, pf: PciAddress) -> Result<Vec<PciAddress>> {
     Ok(vfs)
 }
 
+/// Whether a function has an option ROM, which its guest's firmware would run.
+pub fn has_rom(host: &Host, address: PciAddress) -> bool {
+    host.device(address).join("rom").exists()
+}
+
 /// How many VFs a PF can have.
 pub fn totalvfs(host: &Host, pf: PciAddress) -> Result<u32> {
     let path = host.device(pf).join("sriov_totalvfs");

@@ -15,7 +15,7 @@ use vfpool::inventory::{self, Inventory, Scope};
 use vfpool::log::Log;
 use vfpool::queue::Queue;
 use vfpool::reconcile;
-use vfpool::request::Requests;
+use vfpool::request::{self, Requests, Shape};
 use vfpool::setup::Setup;
 use vfpool::start::{self, Options};
 use vfpool::virsh::Virsh;
@@ -73,12 +73,18 @@ enum Command {
         /// As systemd runs it: do what is queued, tell only what is new, end when nothing has changed for a second
         #[arg(long)]
         queued: bool,
+        #[command(flatten)]
+        dry: Dry,
     },
     /// Start a guest with devices that are free now, whatever its definition points at
     Start(StartArguments),
     /// Print a guest's XML with its pooled devices pointed at free ones, kept for it for a minute: for `virsh create`
     #[command(after_help = "Example: vfpool rewrite <web01.xml >now.xml && virsh create now.xml")]
-    Rewrite,
+    Rewrite {
+        /// Keep nothing for the guest: its start may find them taken
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Make a device that a guest has by a fixed address any device of a pool
     #[command(after_help = "Example: vfpool adopt web01 passthrough")]
     Adopt {
@@ -88,9 +94,14 @@ enum Command {
         pool: String,
         /// The device, as 0000:01:10.2, 01:10.2 or pci_0000_01_10_2; needed if more than one could be meant
         device: Option<PciAddress>,
+        /// Keep the device's option ROM from the guest, whose firmware might not get along with it
+        #[arg(long)]
+        rom_off: bool,
+        #[command(flatten)]
+        dry: Dry,
     },
     /// Give a guest one more device of a pool
-    #[command(after_help = "Example: vfpool attach web01 passthrough --interface 52:54:00:6d:90:02 --config")]
+    #[command(after_help = "Example: vfpool attach web01 passthrough --interface 52:54:00:6d:90:02 --live --config")]
     Attach {
         /// The guest
         guest: String,
@@ -99,9 +110,13 @@ enum Command {
         /// As a network interface, for which libvirt sets the MAC address (of its own making, if none is given)
         #[arg(long, value_name = "MAC", num_args = 0..=1, default_missing_value = "")]
         interface: Option<String>,
-        /// From the guest's next start on
-        #[arg(long, required = true)]
-        config: bool,
+        /// Keep the device's option ROM from the guest, whose firmware might not get along with it
+        #[arg(long)]
+        rom_off: bool,
+        #[command(flatten)]
+        scope: ScopeArguments,
+        #[command(flatten)]
+        dry: Dry,
     },
     /// Take a device of a pool away from a guest
     Detach {
@@ -111,9 +126,26 @@ enum Command {
         pool: String,
         /// The device, by its address on the host or in the guest; needed if the guest has several of this pool
         device: Option<PciAddress>,
-        /// From the guest's next start on
-        #[arg(long, required = true)]
-        config: bool,
+        /// Take it from a running guest without asking
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        scope: ScopeArguments,
+        #[command(flatten)]
+        dry: Dry,
+    },
+    /// Give back what a guest that does not run still holds
+    #[command(after_help = "Example: vfpool release web01 0000:01:10.2")]
+    Release {
+        /// The guest
+        guest: String,
+        /// Only this device and its IOMMU group, as 0000:01:10.2, 01:10.2 or pci_0000_01_10_2
+        device: Option<PciAddress>,
+        /// Also while libvirtd may still be at work on the guest; never what a program has open
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        dry: Dry,
     },
     /// Make the VFs of the pools and have them on vfio-pci
     ///
@@ -127,6 +159,8 @@ enum Command {
         /// Also forget what udev has noted: all of it is done now
         #[arg(long)]
         queued: bool,
+        #[command(flatten)]
+        dry: Dry,
     },
 }
 
@@ -147,6 +181,46 @@ struct ListArguments {
     /// For node_exporter's textfile collector: counts, in Prometheus' text format
     #[arg(long, conflicts_with_all = ["groups", "pool"])]
     metrics: bool,
+}
+
+#[derive(clap::Args)]
+struct Dry {
+    /// Tell what would be done, one line each, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = true)]
+struct ScopeArguments {
+    /// In the guest as it runs
+    #[arg(long)]
+    live: bool,
+    /// From the guest's next start on
+    #[arg(long)]
+    config: bool,
+}
+
+impl ScopeArguments {
+    fn scope(&self) -> request::Scope {
+        request::Scope { live: self.live, config: self.config }
+    }
+}
+
+impl Command {
+    fn is_dry(&self) -> bool {
+        match self {
+            Self::List(_) | Self::Dumpxml { .. } | Self::Explain { .. } | Self::Check { .. } => false,
+            Self::Rewrite { dry_run } => *dry_run,
+            Self::Start(StartArguments { dry, .. })
+            | Self::Reconcile { dry, .. }
+            | Self::Adopt { dry, .. }
+            | Self::Attach { dry, .. }
+            | Self::Detach { dry, .. }
+            | Self::Release { dry, .. }
+            | Self::Setup { dry, .. } => dry.dry_run,
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -175,6 +249,8 @@ struct StartArguments {
     /// Pass these open files to the guest
     #[arg(long, value_name = "N,M")]
     pass_fds: Option<String>,
+    #[command(flatten)]
+    dry: Dry,
 }
 
 impl StartArguments {
@@ -196,9 +272,18 @@ impl StartArguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let host = Host::new(std::env::var_os("VFPOOL_ROOT").unwrap_or_else(|| "/".into()));
-    let log = Log::new(&host, "vfpool");
-    run(&host, &log, &arguments.command).unwrap_or_else(|error| {
+    let root = std::env::var_os("VFPOOL_ROOT");
+    let is_real = root.is_none();
+    let mut host = Host::new(root.unwrap_or_else(|| "/".into()));
+    let mut log = Log::new(&host, "vfpool");
+    if arguments.command.is_dry() {
+        host = host.dry();
+        // The standard output of one is for the XML.
+        let is_rewrite = matches!(arguments.command, Command::Rewrite { .. });
+        log = if is_rewrite { log.rehearsal(io::stderr()) } else { log.rehearsal(io::stdout()) };
+    }
+    let allowed = if is_real { expect_root() } else { Ok(()) };
+    allowed.and_then(|()| run(&host, &log, &arguments.command)).unwrap_or_else(|error| {
         eprintln!("vfpool: {error}");
         ExitCode::FAILURE
     })
@@ -223,21 +308,27 @@ fn run(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
             written(io::stdout().write_all(xml.as_bytes()))?;
             all(errors)
         }
-        Command::Reconcile { queued: true } => reconcile::queued(host, log),
-        Command::Reconcile { queued: false } => all(reconcile::once(host, log)?),
-        Command::Setup { pf, queued } => setup(host, log, pf, *queued),
+        Command::Reconcile { queued: true, dry: Dry { dry_run: false } } => reconcile::queued(host, log),
+        Command::Reconcile { .. } => all(reconcile::once(host, log)?),
+        Command::Setup { pf, queued, .. } => setup(host, log, pf, *queued),
         Command::Start(arguments) => {
-            start::start(host, &Events::new(host, log), &arguments.guest, &arguments.options())
+            start::start(host, log, &Events::new(host, log), &arguments.guest, &arguments.options())
         }
-        Command::Rewrite => rewrite(&Events::new(host, log)),
-        Command::Adopt { guest, pool, device } => {
-            edit(host, log, guest, |requests| requests.adopt(guest, pool, *device))
+        Command::Rewrite { .. } => rewrite(&Events::new(host, log)),
+        Command::Adopt { guest, pool, device, rom_off, .. } => {
+            edit(host, log, guest, |requests| requests.adopt(guest, pool, *device, *rom_off))
         }
-        Command::Attach { guest, pool, interface, .. } => {
-            edit(host, log, guest, |requests| requests.attach(guest, pool, interface.as_deref()))
-        }
-        Command::Detach { guest, pool, device, .. } => {
-            edit(host, log, guest, |requests| requests.detach(guest, pool, *device))
+        Command::Attach { guest, pool, interface, rom_off, scope, .. } => edit(host, log, guest, |requests| {
+            let shape = Shape { mac: interface.as_deref(), rom_off: *rom_off };
+            requests.attach(guest, pool, shape, scope.scope())
+        }),
+        Command::Detach { guest, pool, device, scope, force, .. } => edit(host, log, guest, |requests| {
+            requests.detach(guest, pool, *device, scope.scope(), |question| confirm(question, *force))
+        }),
+        Command::Release { guest, device, force, .. } => {
+            let events = Events::new(host, log);
+            let released = events.release_by_hand(guest, *device, *force);
+            released.map(|line| show(host, &line)).map_err(|error| error.during(format_args!("guest '{guest}'")))
         }
     };
     done.map(|()| ExitCode::SUCCESS)
@@ -260,10 +351,39 @@ fn check(host: &Host, log: &Log, json: bool) -> Result<ExitCode> {
     })
 }
 
-fn edit(host: &Host, log: &Log, guest: &str, edit: impl FnOnce(&Requests) -> Result<()>) -> Result<()> {
+fn edit(host: &Host, log: &Log, guest: &str, edit: impl FnOnce(&Requests) -> Result<String>) -> Result<()> {
     let events = Events::new(host, log);
-    let virsh = Virsh { host, limit: events.deadline() };
-    edit(&Requests { host, log, events: &events, virsh }).map_err(|error| error.during(format_args!("guest '{guest}'")))
+    let virsh = Virsh { host, log, limit: events.deadline() };
+    let edited = edit(&Requests { host, log, events: &events, virsh: &virsh });
+    edited.map(|line| show(host, &line)).map_err(|error| error.during(format_args!("guest '{guest}'")))
+}
+
+/// What was done; a dry run has told it already.
+fn show(host: &Host, line: &str) {
+    if !host.is_dry() {
+        // A name may hold anything; what is one line stays one.
+        let _ = writeln!(io::stdout(), "{}", Error::new(line));
+    }
+}
+
+/// Without a terminal there is nobody to ask.
+fn confirm(question: &str, is_forced: bool) -> Result<()> {
+    if is_forced {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Error::new("a running guest loses a device by this, and there is no terminal to ask; say --force"));
+    }
+    eprint!("{} [y/N] ", Error::new(question));
+    let mut answer = String::new();
+    let asked = io::stdin().read_line(&mut answer);
+    asked.map_err(|cause| Error::new(format!("Cannot read an answer: {cause}")))?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(Error::new("nothing was changed")) }
+}
+
+/// Who has what is for root's eyes only, and so are guests' definitions.
+fn expect_root() -> Result<()> {
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(Error::new("this needs root; run it with sudo")) }
 }
 
 fn rewrite(events: &Events) -> Result<()> {

@@ -118,20 +118,30 @@ impl Events<'_> {
             }
         }
         for (device, pool) in open {
-            let (mut members, _) = pool.members(self.host);
-            members.sort_by_cached_key(|address| parked.by_other_than(guest, *address));
-            let mut free = None;
-            for address in members {
-                if is_free(address, &used)? {
-                    free = Some(address);
-                    break;
-                }
-            }
+            let free = self.first_member(guest, pool, &parked, |address| is_free(address, &used))?;
             let address = free.ok_or_else(|| self.exhausted(guest, pool, refused))?;
             used.insert(address);
             chosen.push((device, address));
         }
         Ok(chosen)
+    }
+
+    /// The first free member of a pool, of those that no other stopped guest is parked at if there is one.
+    pub(super) fn first_member(
+        &self,
+        guest: &str,
+        pool: &Pool,
+        parked: &Parked,
+        is_free: impl Fn(PciAddress) -> Result<bool>,
+    ) -> Result<Option<PciAddress>> {
+        let (mut members, _) = pool.members(self.host);
+        members.sort_by_cached_key(|address| parked.by_other_than(guest, *address));
+        for address in members {
+            if is_free(address)? {
+                return Ok(Some(address));
+            }
+        }
+        Ok(None)
     }
 
     /// Why devices are none of the pool that they are asked from.
@@ -194,7 +204,7 @@ impl Events<'_> {
         (words, entries)
     }
 
-    fn exhausted(&self, guest: &str, pool: &Pool, refused: &BTreeMap<PciAddress, Error>) -> Error {
+    pub(super) fn exhausted(&self, guest: &str, pool: &Pool, refused: &BTreeMap<PciAddress, Error>) -> Error {
         if let Some(why) = refused.values().next() {
             return why.clone();
         }

@@ -125,7 +125,8 @@ impl<'a> Facts<'a> {
             let runs = process::qemu(self.events.host, &owner).is_some();
             return Ok(runs.then_some(Owner { guest: owner, state: OwnerState::InUse, held: None }));
         };
-        if lease.is_over(self.events.host) {
+        // What a dry run has given back is still on record.
+        if lease.is_over(self.events.host) || self.events.host.is_dry() && self.recovered.contains(&owner) {
             return Ok(None);
         }
         let state = if lease.is_in_use(self.events.host, &owner) {

@@ -3,7 +3,7 @@
 use super::Events;
 use crate::address::PciAddress;
 use crate::error::{Error, Result};
-use crate::lease::{Held, Role, State, Turn};
+use crate::lease::{Held, Lease, Role, State, Turn};
 
 /// On what occasion devices are given back.
 #[derive(Clone, Copy)]
@@ -53,21 +53,35 @@ impl Events<'_> {
             }
             lease
         };
+        let hanging = if let Occasion::Undo { hanging } = occasion { hanging } else { None };
+        let is_over = lease.state == State::Returning;
+        self.return_all(guest, &lease, &lease.devices, Vec::new(), is_over, hanging)
+    }
+
+    /// Gives back some of a lease's devices, in reverse, and writes down what is left: `kept`, and what could not go.
+    pub(super) fn return_all(
+        &self,
+        guest: &str,
+        lease: &Lease,
+        devices: &[Held],
+        mut kept: Vec<Held>,
+        libvirt_done: bool,
+        hanging: Option<PciAddress>,
+    ) -> Result<()> {
         let mover = self.mover(guest);
-        let mut kept = Vec::new();
         let mut failure = None;
-        for held in lease.devices.iter().rev() {
+        for held in devices.iter().rev() {
             // VFs come back only with their PF, which stands behind them.
             let result = if held.role == Role::Vf && kept.iter().any(|kept: &Held| kept.numvfs > 0) {
                 Ok(false)
-            } else if matches!(occasion, Occasion::Undo { hanging: Some(address) } if address == held.address) {
+            } else if hanging == Some(held.address) {
                 Err(Error::new(format!(
                     "{} stays on record until the kernel is done with it; it is given back at the next start or stop of a \
                      guest after that",
                     held.address
                 )))
             } else {
-                mover.give_back(held, lease.state == State::Returning)
+                mover.give_back(held, libvirt_done)
             };
             if !matches!(result, Ok(true)) {
                 kept.insert(0, held.clone());
@@ -78,7 +92,7 @@ impl Events<'_> {
             }
         }
         let why = failure.as_ref().map(Error::to_string);
-        self.store.lock()?.settle(guest, &lease, kept, why.as_deref())?;
+        self.store.lock()?.settle(guest, lease, kept, why.as_deref())?;
         failure.map_or(Ok(()), Err)
     }
 

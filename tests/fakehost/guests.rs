@@ -114,6 +114,7 @@ impl Host {
         symlink(hook.with_file_name("examples/fakevirsh"), self.path("usr/bin/virsh")).unwrap();
         symlink(hook, self.path("etc/libvirt/hooks/qemu")).unwrap();
         self.put("hw/libvirtd", std::process::id().to_string());
+        self.put("run/libvirtd.pid", std::process::id().to_string());
         self.uptime(1000);
     }
 

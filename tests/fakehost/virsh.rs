@@ -7,6 +7,7 @@
 //! | `virsh.faults` | what goes wrong, see [`Fault`] |
 //! | `virsh.bug` | a call that no libvirt would survive: its caller holds a lock that hooks take |
 //! | `hw/libvirtd` | the pid of libvirtd |
+//! | `hw/keeps-devices/GUEST` | this guest's system does not agree to a hot-unplug, until it is told to by the fake's own command `eject` |
 //! | `hw/keeps-failed-create` | this libvirt forgets to put a definition back after a `create` that failed early |
 //!
 //! With `FAKE_ADMIN` in the environment somebody else calls: no fault, no trace.
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
     }
 }
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "metadata",
     "detach-device",
     "attach-device",
@@ -80,6 +81,7 @@ const COMMANDS: [&str; 10] = [
     "define",
     "dumpxml",
     "managedsave-remove",
+    "eject",
 ];
 
 /// virsh's own rules for one argument that holds whole commands.
@@ -288,7 +290,11 @@ impl Virsh {
         let guest = self.find(&name)?;
         match words[0].as_str() {
             "metadata" => self.metadata(&guest, &options),
-            "dumpxml" => Ok(self.tree.get(memory(&name)).unwrap_or(guest.text)),
+            "dumpxml" if options.flags.contains(&"inactive") || !self.is_running(&name) => {
+                Ok(self.tree.get(memory(&name)).unwrap_or(guest.text))
+            }
+            "dumpxml" => Ok(self.running(&name)?.text),
+            "eject" => self.eject(&name),
             "start" => self.start(&guest, &options),
             "destroy" => self.destroy(&guest),
             "managedsave-remove" => {
@@ -296,11 +302,17 @@ impl Virsh {
                 Ok(String::new())
             }
             command => {
-                options.expect("config")?;
                 let file = options.positional.get(1).ok_or("command requires a file")?;
                 let mut text = String::new();
                 File::open(file).and_then(|mut file| file.read_to_string(&mut text)).map_err(|it| it.to_string())?;
                 let device = Node::parse(&text)?;
+                if options.flags.contains(&"live") {
+                    return match command {
+                        "attach-device" => self.plug(&name, device),
+                        _ => self.unplug(&name, &device),
+                    };
+                }
+                options.expect("config")?;
                 let mut definition = Definition::new(guest)?;
                 match command {
                     "attach-device" => definition.attach(device)?,
@@ -311,6 +323,88 @@ impl Virsh {
                 Ok(String::new())
             }
         }
+    }
+
+    fn running(&self, name: &str) -> Result<Guest> {
+        let text = self.tree.get(live(name)).filter(|_| self.is_running(name));
+        let text = text.ok_or("Requested operation is not valid: domain is not running")?;
+        Ok(Guest { name: name.to_owned(), text: text + "\n" })
+    }
+
+    /// Hot-plug: libvirt takes the device, and QEMU opens it if its group is viable. No hook is run.
+    fn plug(&self, name: &str, device: Node) -> Result<String> {
+        let mut definition = Definition::new(self.running(name)?)?;
+        let (address, managed) = (device.source().ok_or("a PCI device")?, device.attribute("managed") == Some("yes"));
+        if definition.devices().iter().any(|other| other.source().as_ref() == Some(&address)) {
+            return Err("operation failed: target pci device is already in the domain configuration".to_owned());
+        }
+        definition.attach(device)?;
+        if self.tree.device(&address).is_none() {
+            return Err(format!("Device {address} not found: could not access /sys/bus/pci/devices/{address}/config"));
+        }
+        let before = self.tree.driver(&address).unwrap_or_default();
+        if managed && before != "vfio-pci" {
+            self.tree.unbind(&address);
+            self.tree.bind(&address, "vfio-pci");
+            let taken = self.tree.get(taken_by(name)).unwrap_or_default();
+            self.tree.put(&taken_by(name), format!("{taken}\n{address} {before}\n").trim_start());
+        }
+        let group = self.tree.points_to(format!("sys/bus/pci/devices/{address}/iommu_group")).unwrap_or_default();
+        for member in self.tree.names(format!("sys/kernel/iommu_groups/{group}/devices")) {
+            if !matches!(self.tree.driver(&member).as_deref(), None | Some("vfio-pci" | "pcieport")) {
+                self.return_taken(name, Some(&address));
+                return Err(format!(
+                    "internal error: unable to execute QEMU command 'device_add': vfio {address}: group {group} is not viable"
+                ));
+            }
+        }
+        self.tree.put(&live(name), definition.text);
+        self.set_enabled(&address, true);
+        Ok("Device attached successfully\n".to_owned())
+    }
+
+    /// The guest is only asked.
+    fn unplug(&self, name: &str, device: &Node) -> Result<String> {
+        let definition = Definition::new(self.running(name)?)?;
+        definition.matching(device)?;
+        let asked = self.tree.get(asked_of(name)).unwrap_or_default();
+        self.tree.put(&asked_of(name), format!("{asked}\n{}\n", device.source().ok_or("a PCI device")?).trim_start());
+        if !self.tree.path(format!("hw/keeps-devices/{name}")).exists() {
+            self.eject(name)?;
+        }
+        Ok("Device detached successfully\n".to_owned())
+    }
+
+    /// The guest lets go of what it was asked to.
+    fn eject(&self, name: &str) -> Result<String> {
+        for address in self.tree.get(asked_of(name)).unwrap_or_default().lines() {
+            let mut definition = Definition::new(self.running(name)?)?;
+            let found = definition.devices().iter().find(|device| device.source().as_deref() == Some(address));
+            let Some(found) = found.map(|device| device.range.clone()) else { continue };
+            self.set_enabled(address, false);
+            self.return_taken(name, Some(address));
+            definition.set(cut(&definition.text, &found))?;
+            self.tree.put(&live(name), definition.text);
+        }
+        self.tree.unlink(&asked_of(name));
+        Ok(String::new())
+    }
+
+    /// libvirt's own part for managed devices that a guest does not have any more; for all, or this one.
+    fn return_taken(&self, name: &str, only: Option<&str>) {
+        let mut left = String::new();
+        for line in self.tree.get(taken_by(name)).unwrap_or_default().lines() {
+            let (address, driver) = line.split_once(' ').unwrap_or((line, ""));
+            if only.is_some_and(|only| only != address) {
+                writeln!(left, "{line}").unwrap();
+                continue;
+            }
+            self.tree.unbind(address);
+            if !driver.is_empty() {
+                self.tree.bind(address, driver);
+            }
+        }
+        self.tree.put(&taken_by(name), left);
     }
 
     /// By UUID first, and by name.
@@ -340,7 +434,12 @@ impl Virsh {
 
     fn metadata(&self, guest: &Guest, options: &Options) -> Result<String> {
         let uri = options.value("uri").ok_or("command 'metadata' requires <uri> option")?;
-        let text = &guest.text;
+        let is_live = options.flags.contains(&"live");
+        let running = if is_live { Some(self.running(&guest.name)?) } else { None };
+        let text = &running.as_ref().unwrap_or(guest).text;
+        let write = |text: &str| {
+            if is_live { self.tree.put(&live(&guest.name), text) } else { self.write(&guest.name, text) }
+        };
         let domain = Node::parse(text)?;
         let metadata = domain.child("metadata");
         let is_of_uri = |node: &&Node| {
@@ -352,13 +451,15 @@ impl Virsh {
         let Some(new) = options.value("set") else {
             if options.flags.contains(&"remove") {
                 let edited = old.map_or_else(|| text.clone(), |old| cut(text, &old.range));
-                self.write(&guest.name, &edited);
+                write(&edited);
                 return Ok(String::new());
             }
             let old = old.ok_or("metadata not found: Requested metadata element is not present")?;
             return Ok(text[old.range.clone()].to_owned());
         };
-        options.expect("config")?;
+        if !is_live {
+            options.expect("config")?;
+        }
         let key = options.value("key").ok_or("key is required when modifying metadata")?;
         let mut new = Node::parse(new)?;
         prefix(&mut new, key);
@@ -382,7 +483,7 @@ impl Virsh {
                 insert(&text, at, &format!("  <metadata>\n{line}  </metadata>\n"))
             }
         };
-        self.write(&guest.name, &edited);
+        write(&edited);
         Ok(String::new())
     }
 
@@ -488,14 +589,9 @@ impl Virsh {
 
     fn end(&self, name: &str, text: &str) {
         let _ = self.hook(name, "stopped", "end", text);
-        let taken = self.tree.get(taken_by(name)).unwrap_or_default();
-        for (address, driver) in taken.lines().filter_map(|line| line.split_once(' ').or(Some((line, "")))) {
-            self.tree.unbind(address);
-            if !driver.is_empty() {
-                self.tree.bind(address, driver);
-            }
-        }
+        self.return_taken(name, None);
         self.tree.unlink(&taken_by(name));
+        self.tree.unlink(&asked_of(name));
         let _ = self.hook(name, "release", "end", text);
     }
 
@@ -593,6 +689,11 @@ fn pid_file(guest: &str) -> String {
 /// The managed devices that libvirt gives back, and their drivers.
 fn taken_by(guest: &str) -> String {
     format!("hw/taken/{guest}")
+}
+
+/// The devices that a running guest was asked to let go of.
+fn asked_of(guest: &str) -> String {
+    format!("hw/asked/{guest}")
 }
 
 fn live(guest: &str) -> String {

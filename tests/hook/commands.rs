@@ -178,9 +178,11 @@ fn a_start_that_was_killed_reserves_for_a_minute_only() {
 /// A guest's definition after `vfpool COMMAND web net ARGUMENTS`.
 #[track_caller]
 fn edited(host: &Host, arguments: &[&str]) -> String {
-    let outcome = host.vfpool(arguments).ok();
-    assert!(outcome.stderr.starts_with("vfpool: guest 'web': "), "{}", outcome.stderr);
-    assert_eq!(host.queue(), ["guest web"], "to be parked");
+    let outcome = host.vfpool(arguments);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stdout.starts_with("guest 'web': "), "{}", outcome.stdout);
+    assert_eq!(outcome.stderr, format!("vfpool: {}", outcome.stdout), "the log has the same");
+    assert!(host.queue().contains(&"guest web".to_owned()), "to be parked");
     std::fs::remove_dir_all(host.path("run/vfpool/queue")).unwrap();
     host.definition("web")
 }
@@ -306,7 +308,7 @@ fn a_device_of_a_pool_is_attached_and_taken_away_again() {
         assert_eq!(edited(&host, &["detach", "web", "net", "--config"]), before, "{flags:?}");
         assert_eq!(host.virsh_trace(), ["detach-device web", "metadata web --remove"]);
         host.vfpool(&["detach", "web", "net", "--config"])
-            .refused("guest 'web': it asks pool 'net' for no such device");
+            .refused("guest 'web': its definition asks pool 'net' for no such device");
     }
 }
 
@@ -336,7 +338,8 @@ fn what_cannot_be_attached_or_taken_away_is_told() {
     }
     host.vfpool(&["attach", "no", "net", "--config"]).refused_saying(&["guest 'no': no guest 'no' is defined"]);
     host.vfpool(&["attach", "web", "lan", "--config"]).refused_saying(&["guest 'web': There is no pool 'lan'"]);
-    host.vfpool(&["detach", "web", "lan", "--config"]).refused("guest 'web': it asks pool 'lan' for no such device");
+    host.vfpool(&["detach", "web", "lan", "--config"])
+        .refused("guest 'web': its definition asks pool 'lan' for no such device");
     host.virsh_faults("attach-device fail internal error: No more available PCI slots");
     host.vfpool(&["attach", "web", "net", "--config"])
         .refused("guest 'web': virsh attach-device: internal error: No more available PCI slots");
@@ -360,4 +363,110 @@ fn what_cannot_be_attached_or_taken_away_is_told() {
     host.virsh_faults("");
     drop(editing);
     edited(&host, &["detach", "web", "net", "--config"]);
+}
+
+#[test]
+fn an_option_rom_is_shown_and_hidden() {
+    let boot = "<boot order='1'/>";
+    for (device, hidden, commands) in [
+        (
+            hostdev_at(&vf(0), 0, ""),
+            hostdev_at(&vf(0), 0, "").replace("</hostdev>", "  <rom bar='off'/>\n    </hostdev>"),
+            vec!["metadata web --set moving", "detach-device web", "attach-device web"],
+        ),
+        (
+            hostdev_at(&vf(0), 0, "<rom bar='on' file='/x.rom'/>"),
+            hostdev_at(&vf(0), 0, "<rom bar='off' file='/x.rom'/>"),
+            vec!["metadata web --set moving", "detach-device web", "attach-device web"],
+        ),
+        (
+            hostdev_at(&vf(0), 0, boot),
+            hostdev_at(&vf(0), 0, boot).replace("</hostdev>", "  <rom bar='off'/>\n    </hostdev>"),
+            vec!["metadata web --set moving", "attach-device web", "detach-device web", "attach-device web"],
+        ),
+        (
+            interface_at(&vf(0), 0),
+            interface_at(&vf(0), 0).replace("</interface>", "  <rom bar='off'/>\n    </interface>"),
+            vec!["update-device web", "metadata web --set"],
+        ),
+        (
+            hostdev_at(&vf(0), 0, "<rom bar='off'/>"),
+            hostdev_at(&vf(0), 0, "<rom bar='off'/>"),
+            vec!["metadata web --set"],
+        ),
+    ] {
+        let host = Host::with_vfs(2);
+        host.put(&format!("sys/devices/pci0000:00/{}/rom", vf(0)), "");
+        host.define("web", &definition("web", &[], std::slice::from_ref(&device)));
+        let outcome = host.vfpool(&["adopt", "web", "net", "--rom-off"]);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        assert_eq!(
+            outcome.stdout,
+            "guest 'web': 0000:01:10.0 (in the guest at 0000:00:05.0, option ROM off) is now any device of pool 'net'\n"
+        );
+        assert_eq!(host.virsh_trace(), commands);
+        // The reconciler tidies up.
+        host.reconcile().ok();
+        assert_eq!(host.definition("web"), definition("web", &[("net", 0)], &[hidden]));
+    }
+    let host = Host::with_vfs(2);
+    host.put(&format!("sys/devices/pci0000:00/{}/rom", vf(0)), "");
+    host.define("web", &definition("web", &[], &[hostdev_at(&vf(0), 0, "")]));
+    let shown = ", with its option ROM (--rom-off hides it)";
+    assert!(host.vfpool(&["adopt", "web", "net"]).stdout.contains(shown));
+    host.define("web", &definition("web", &[], &[]));
+    assert!(host.vfpool(&["attach", "web", "net", "--config"]).stdout.contains(&format!("0000:01:10.0{shown}")));
+    let attached = host.vfpool(&["attach", "web", "net", "--config", "--rom-off"]);
+    assert!(attached.stdout.contains("0000:01:10.1, option ROM off"), "{}", attached.stdout);
+    assert!(host.definition("web").contains("<rom bar='off'/>"));
+}
+
+#[test]
+fn an_adoption_that_was_killed_is_ended_by_the_next_run() {
+    let device = hostdev_at(&vf(0), 0, "<boot order='1'/>");
+    let hidden = device.replace("</hostdev>", "  <rom bar='off'/>\n    </hostdev>");
+    for number in 1..=4 {
+        for fault in ["killed", "kills"] {
+            let host = Host::with_vfs(2);
+            host.define("web", &definition("web", &[], std::slice::from_ref(&device)));
+            host.virsh_faults(&format!("{number} {fault}"));
+            assert_eq!(host.vfpool(&["adopt", "web", "net", "--rom-off"]).code, None);
+            host.virsh_faults("");
+            host.reconcile().ok();
+            let xml = host.definition("web");
+            let asked = definition("web", &[("net", 0)], std::slice::from_ref(&hidden));
+            let asked_only = definition("web", &[("net", 0)], std::slice::from_ref(&device));
+            let plain = definition("web", &[], std::slice::from_ref(&device));
+            assert!([asked, asked_only, plain].contains(&xml), "{fault} at {number}: {xml}");
+        }
+    }
+}
+
+#[test]
+fn what_virt_install_and_virt_manager_write_is_adopted() {
+    // virt-install --hostdev 01:10.1 and --host-device; virt-manager's "PCI Host Device" with its ROM BAR; virt-install
+    // --network type=hostdev,source.address...: as they hand it to libvirt, with other quotes and numbers than its own.
+    let own = "<address type=\"pci\" domain=\"0x0000\" bus=\"0x00\" slot=\"0x05\" function=\"0x0\"/>";
+    for device in [
+        "<hostdev mode=\"subsystem\" type=\"pci\" managed=\"yes\">\n      <source>\n        <address domain=\"0\" bus=\"1\" \
+         slot=\"16\" function=\"1\"/>\n      </source>\n      OWN\n    </hostdev>",
+        "<hostdev mode=\"subsystem\" type=\"pci\" managed=\"yes\">\n      <source>\n        <address domain=\"0x0000\" \
+         bus=\"0x01\" slot=\"0x10\" function=\"0x1\"/>\n      </source>\n      <rom bar=\"on\"/>\n      OWN\n    </hostdev>",
+        "<interface type=\"hostdev\" managed=\"yes\">\n      <source>\n        <address type=\"pci\" domain=\"0x0000\" \
+         bus=\"0x01\" slot=\"0x10\" function=\"0x1\"/>\n      </source>\n      <mac address=\"52:54:00:5c:3a:11\"/>\n      \
+         OWN\n    </interface>",
+    ] {
+        let host = Host::with_vfs(3);
+        let device = format!("    {}\n", device.replace("OWN", own));
+        host.define("web", &definition("web", &[], std::slice::from_ref(&device)));
+        let xml = edited(&host, &["adopt", "web", "net"]);
+        assert_eq!(xml, definition("web", &[("net", 0)], std::slice::from_ref(&device)));
+        // It is moved, and started with another one, as any other.
+        host.define("db", &asking("db", &vf(1)));
+        host.runs("db");
+        let now = host.vfpool_with(&["rewrite", "--dry-run"], xml.as_bytes()).run().stdout;
+        assert_eq!(crate::fakehost::guests::devices_of(&now), [vf(0)]);
+        host.reconcile().ok();
+        assert_eq!(host.points_at("web"), [vf(0)]);
+    }
 }

@@ -3,11 +3,14 @@
 #[path = "../fakehost/mod.rs"]
 mod fakehost;
 
+mod by_hand;
 mod check;
 mod commands;
+mod dry;
 mod endings;
 mod explain;
 mod failures;
+mod hotplug;
 mod input;
 mod kills;
 mod list;

@@ -180,6 +180,24 @@ guest_xml() {
 
 define_guest() { virsh -q define /dev/stdin <<<"$(guest_xml "$@")" >/dev/null || fail "define_guest $1: expected success"; }
 
+# define_hot_plug_guest NAME [device xml...]: a guest that devices can be plugged into.
+define_hot_plug_guest() {
+    local xml
+    xml=$(guest_xml "$@" | sed 's,<on_poweroff>,<features><acpi/></features>&,')
+    virsh -q define /dev/stdin <<<"$xml" >/dev/null || fail "define_hot_plug_guest $1: expected success"
+}
+
+# A guest without an operating system does nothing when it is asked to let go of a device. This does what its ACPI would: it
+# reads which slots are asked for, and writes them to the register that ejects them (QEMU, docs/specs/acpi_pci_hotplug.rst).
+guest_is_asked() { [[ $(asked_slots "$1") != 0x00000000 ]]; }
+
+asked_slots() {
+    virsh qemu-monitor-command "$1" --hmp 'o /4 0xae10 0' >/dev/null
+    virsh qemu-monitor-command "$1" --hmp 'i /4 0xae04' | grep -o '0x[0-9a-f]*' | tail -n 1
+}
+
+guest_lets_go() { virsh qemu-monitor-command "$1" --hmp "o /4 0xae08 $(asked_slots "$1")" >/dev/null; }
+
 start() { virsh -q start "$1" >/dev/null || fail "start of $1: expected success"; }
 
 stop() { virsh -q destroy "$1" >/dev/null || fail "stop of $1: expected success"; }
