@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use std::io::{self, Write};
 use std::process::ExitCode;
 use vfpool::address::PciAddress;
+use vfpool::chain;
 use vfpool::domain::{self, Domain};
 use vfpool::error::{Error, Result};
 use vfpool::event::Events;
@@ -89,6 +90,21 @@ enum Command {
         #[arg(long)]
         queued: bool,
     },
+    /// Make vfpool libvirt's hook, or no longer: what packages do when they are installed and removed
+    #[command(after_help = "libvirt looks for hooks when it is started or reloaded: systemctl reload libvirtd")]
+    Hook {
+        /// What to do
+        action: Hook,
+    },
+}
+
+/// What to do with libvirt's hook.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Hook {
+    /// Put vfpool's there; one that is there already is kept, and called after it
+    Install,
+    /// Take vfpool's away, and put back what was there before
+    Remove,
 }
 
 #[derive(clap::Args)]
@@ -153,6 +169,14 @@ fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
         Command::Setup { pf, queued } => setup(host, log, pf, *queued),
         Command::Start(arguments) => {
             start::start(host, &Events::new(host, log), &arguments.guest, &arguments.options())
+        }
+        Command::Hook { action } => {
+            let done = match action {
+                Hook::Install => chain::install(host),
+                Hook::Remove => chain::remove(host),
+            };
+            println!("{}", done?);
+            Ok(())
         }
         Command::Rewrite => rewrite(&Events::new(host, log)),
         Command::Adopt { guest, pool, device } => {

@@ -3,6 +3,7 @@
 #[path = "../fakehost/mod.rs"]
 mod fakehost;
 
+mod chain;
 mod commands;
 mod endings;
 mod failures;
