@@ -7,8 +7,10 @@
 //! Of a start that ours refuses they see nothing, neither its `prepare` nor the `stopped` and `release` that follow.
 //! Source: libvirt `docs/hooks.rst`, "Script location" (`qemu.d` since 6.5.0) and "Script execution".
 
+use crate::apply::VFIO_PCI;
 use crate::error::{Error, Result};
 use crate::host::{Host, file_name};
+use crate::lease::{Role, Store};
 use crate::log::Log;
 use crate::process;
 use crate::settings::Settings;
@@ -183,6 +185,33 @@ pub fn remove(host: &Host) -> Result<String> {
     }
     fs::remove_file(&hook).map_err(|cause| Error::io("remove", &hook, &cause))?;
     Ok(format!("{} is removed", hook.display()))
+}
+
+/// What nobody gives back when its guest stops, now that ours is not called any more; with the way to do it by hand.
+pub fn left_behind(store: &Store) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for guest in store.guests()? {
+        for held in store.peek(&guest).iter().flat_map(|lease| &lease.devices) {
+            let (address, role) = (held.address, held.role);
+            let before = held.driver.as_deref().unwrap_or("no driver");
+            let mut remedies = Vec::new();
+            if matches!(role, Role::Sibling | Role::Unmanaged) && held.driver.as_deref() != Some(VFIO_PCI) {
+                remedies.push(format!("virsh nodedev-reattach pci_{}", address.to_string().replace([':', '.'], "_")));
+            }
+            if held.numvfs > 0 {
+                remedies.push(format!("echo {} >/sys/bus/pci/devices/{address}/sriov_numvfs", held.numvfs));
+            }
+            if !remedies.is_empty() {
+                lines.push(format!(
+                    "{address} ({role} of guest '{}', was on {before}) does not come back by itself any more. When the guest has \
+                     stopped: {}",
+                    guest.escape_debug(),
+                    remedies.join("; ")
+                ));
+            }
+        }
+    }
+    Ok(lines)
 }
 
 fn is_ours(hook: &Path) -> bool {

@@ -170,12 +170,15 @@ fn run(host: &Host, log: &Log, command: &Command) -> Result<()> {
         Command::Start(arguments) => {
             start::start(host, &Events::new(host, log), &arguments.guest, &arguments.options())
         }
-        Command::Hook { action } => {
-            let done = match action {
-                Hook::Install => chain::install(host),
-                Hook::Remove => chain::remove(host),
-            };
-            println!("{}", done?);
+        Command::Hook { action: Hook::Install } => {
+            println!("{}", chain::install(host)?);
+            Ok(())
+        }
+        Command::Hook { action: Hook::Remove } => {
+            println!("{}", chain::remove(host)?);
+            for line in chain::left_behind(&Store::new(host, log))? {
+                println!("{line}");
+            }
             Ok(())
         }
         Command::Rewrite => rewrite(&Events::new(host, log)),

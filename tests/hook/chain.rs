@@ -269,3 +269,20 @@ fn without_others_nothing_is_noted() {
     host.prepare("web", &domain_with("web", &[FIRST])).refused_saying(&["guest 'db' has it"]);
     assert_eq!(host.recorded("refused"), [""; 0]);
 }
+
+#[test]
+fn what_is_still_detached_is_told_with_the_way_back() {
+    let host = Host::with_pair();
+    let _ = fs::remove_file(host.path("etc/libvirt/hooks/qemu"));
+    assert_eq!(host.vfpool(&["hook", "install"]).code, Some(0));
+    host.prepare("web", &domain_with("web", &[FIRST])).ok();
+    let outcome = host.vfpool(&["hook", "remove"]);
+    let lines: Vec<&str> = outcome.stdout.lines().skip(1).collect();
+    assert_eq!(
+        lines,
+        [
+            "0000:02:00.1 (sibling of guest 'web', was on e1000e) does not come back by itself any more. When the guest has \
+             stopped: virsh nodedev-reattach pci_0000_02_00_1"
+        ]
+    );
+}
