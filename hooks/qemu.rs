@@ -5,38 +5,77 @@
 //! libvirt takes as the guest's XML: it ignores a failing `release`, and kills the running guest after a failing `reconnect`.
 //! Source: libvirt `docs/hooks.rst`.
 
+use once_cell::unsync::OnceCell;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use vfpool::chain::{CHAINED, Chain};
 use vfpool::domain;
 use vfpool::error::{Error, Result};
 use vfpool::event::Events;
 use vfpool::host::Host;
 use vfpool::log::Log;
 
+/// The guest's XML, read when it is first asked for.
+type Xml = OnceCell<Result<Vec<u8>>>;
+
 fn main() -> ExitCode {
-    let arguments: Vec<String> =
-        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    // Called by a hook that we have called.
+    if std::env::var_os(CHAINED).is_some() {
+        return ExitCode::SUCCESS;
+    }
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let words: Vec<String> = arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let host = Host::new(std::env::var_os("VFPOOL_ROOT").unwrap_or_else(|| "/".into()));
     let log = Log::new(&host, "vfpool");
+    let xml = Xml::new();
     // A panic is told as the one line that every failure is.
     std::panic::set_hook(Box::new(|_| {}));
-    let result = catch_unwind(AssertUnwindSafe(|| handle(&host, &log, &arguments)))
+    let result = catch_unwind(AssertUnwindSafe(|| handle(&host, &log, &words, &xml)))
         .unwrap_or_else(|panic| Err(Error::new(format!("this is a bug in vfpool: {}", panic_text(&*panic)))));
-    let Err(error) = result else { return ExitCode::SUCCESS };
-    match arguments.get(1).map(String::as_str) {
-        Some("prepare" | "start" | "migrate" | "restore") | None => {
+    let operation = words.get(1).map(String::as_str);
+    let chain = Chain::find(&host, &log);
+    let output = match (result, operation) {
+        (Ok(output), _) => output,
+        (Err(error), Some("prepare" | "start" | "migrate" | "restore") | None) => {
             log.refusal(&error);
-            ExitCode::FAILURE
+            if operation == Some("prepare") {
+                chain.refuse(&words[0]);
+            }
+            return ExitCode::FAILURE;
         }
-        Some(_) => {
+        (Err(error), Some(_)) => {
             log.error(&error);
-            ExitCode::SUCCESS
+            None
         }
-    }
+    };
+    let output = if chain.is_empty() {
+        output
+    } else {
+        let xml = xml.get_or_init(read).as_deref().unwrap_or_default();
+        match (chain.run(&arguments, xml, output), operation) {
+            (Ok(output), _) => output,
+            (Err(failed), operation) => {
+                let _ = io::stderr().write_all(&failed.said);
+                if matches!(operation, Some("migrate" | "restore")) {
+                    let _ = Events::new(&host, &log).cancel(&words[0]);
+                }
+                return match operation {
+                    Some("prepare" | "start" | "started" | "migrate" | "restore" | "attach") => failed.code.into(),
+                    _ => ExitCode::SUCCESS,
+                };
+            }
+        }
+    };
+    // What libvirt does not read here, it takes as it is.
+    let Err(cause) = output.map_or(Ok(()), |output| io::stdout().write_all(&output)) else { return ExitCode::SUCCESS };
+    log.refusal(&Error::new(format!("Cannot write the XML to libvirt: {cause}")));
+    ExitCode::FAILURE
 }
 
-fn handle(host: &Host, log: &Log, arguments: &[String]) -> Result<()> {
+/// What is to be printed, if anything.
+fn handle(host: &Host, log: &Log, arguments: &[String], xml: &Xml) -> Result<Option<Vec<u8>>> {
     let [guest, operation, _, _] = arguments else {
         let count = arguments.len();
         return Err(Error::new(format!(
@@ -46,28 +85,24 @@ fn handle(host: &Host, log: &Log, arguments: &[String]) -> Result<()> {
     if guest.is_empty() {
         return Err(Error::new("called without a guest's name"));
     }
+    let events = || Events::new(host, log);
+    let xml = || xml.get_or_init(read).as_deref().map_err(Clone::clone);
     let handled = match operation.as_str() {
-        "prepare" => xml().and_then(|xml| Events::new(host, log).prepare(guest, &xml)),
-        "start" => xml().and_then(|xml| Events::new(host, log).start(guest, &xml)),
-        "started" | "reconnect" => xml().and_then(|xml| Events::new(host, log).runs(guest, &xml)),
-        "release" => Events::new(host, log).release(guest),
-        "migrate" | "restore" => xml().and_then(|xml| filter(&Events::new(host, log), guest, &xml)),
-        _ => Ok(()),
+        "prepare" => xml().and_then(|xml| events().prepare(guest, xml)).map(|()| None),
+        "start" => xml().and_then(|xml| events().start(guest, xml)).map(|()| None),
+        "started" | "reconnect" => xml().and_then(|xml| events().runs(guest, xml)).map(|()| None),
+        "release" => events().release(guest).map(|()| None),
+        "migrate" | "restore" => xml().and_then(|xml| {
+            let resolved = events().resolve(guest, xml)?;
+            Ok(resolved.filter(|resolved| resolved != xml))
+        }),
+        _ => Ok(None),
     };
     handled.map_err(|error| error.during(format_args!("guest '{guest}'")))
 }
 
-/// What libvirt does not read here, it takes as it is.
-fn filter(events: &Events, guest: &str, xml: &[u8]) -> Result<()> {
-    let Some(resolved) = events.resolve(guest, xml)? else { return Ok(()) };
-    if resolved == xml {
-        return Ok(());
-    }
-    io::stdout().write_all(&resolved).map_err(|cause| Error::new(format!("Cannot write the XML to libvirt: {cause}")))
-}
-
-fn xml() -> Result<Vec<u8>> {
-    domain::read(std::io::stdin().lock())
+fn read() -> Result<Vec<u8>> {
+    domain::read(io::stdin().lock())
 }
 
 fn panic_text(panic: &dyn std::any::Any) -> &str {

@@ -90,6 +90,17 @@ impl Host {
         self.path("var/lib/libvirt/qemu/save").join(format!("{guest}.save"))
     }
 
+    /// The file that libvirt calls when something happens to a guest.
+    pub fn hook(&self) -> PathBuf {
+        self.path("etc/libvirt/hooks/qemu")
+    }
+
+    /// Where the hook of somebody else is kept, which was there before ours. In the same folder: scripts look for files
+    /// beside them.
+    pub fn earlier_hook(&self) -> PathBuf {
+        self.path("etc/libvirt/hooks/qemu.before-vfpool")
+    }
+
     /// The admin's settings for the whole host.
     pub fn settings(&self) -> PathBuf {
         self.path("etc/vfpool/host.xml")

@@ -14,6 +14,7 @@
 //! | [`apply`] | one device taken off its driver, or given back to it |
 //! | [`setup`] | the VFs of the pools made, and ready for guests |
 //! | [`event`] | one function for each thing that happens to a guest |
+//! | [`chain`] | the hooks of others, called after ours |
 //! | [`virsh`], [`definition`], [`assign`] | libvirt by its command, the guests' persistent definitions, who should point where |
 //! | [`parking`], [`start`], [`hotplug`], [`request`], [`reconcile`] | what is done to definitions, by systemd and by the admin |
 //! | [`inventory`], [`dumpxml`], [`explain`], [`check`] | what the admin is shown: what there is, why it stands as it does, and what is wrong |
@@ -24,6 +25,7 @@ pub mod address;
 pub mod apply;
 pub mod assign;
 pub mod availability;
+pub mod chain;
 pub mod check;
 pub mod definition;
 pub mod domain;

@@ -4,12 +4,17 @@
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::sysfs;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fs, mem, thread};
 
 /// One process, also after its pid was given to another: told apart by its start time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,20 +102,60 @@ pub fn qemu(host: &Host, guest: &str) -> Option<Process> {
 ///
 /// # Errors
 /// Why it has no exit status, for the caller's own line.
-pub fn run(program: &Path, arguments: &[&str], limit: Duration) -> std::result::Result<ExitStatus, String> {
-    let mut command = Command::new(program);
-    let command = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+pub fn run(program: &Path, arguments: &[&str], limit: Duration) -> Result<ExitStatus, String> {
+    communicate(Command::new(program).args(arguments), b"", limit).map(|output| output.status)
+}
+
+/// The same with something on its standard input, and what it has printed. What it leaves running in the background may
+/// keep its output open; that is not waited for. One that takes too long is killed, with all of its process group if it
+/// leads one.
+pub fn communicate(command: &mut Command, input: &[u8], limit: Duration) -> Result<Output, String> {
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|cause| cause.to_string())?;
+    let (stdin, input) = (child.stdin.take(), input.to_vec());
+    // One that does not read it all may still be content.
+    thread::spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
+    let (stdout, stderr) = (Collected::from(child.stdout.take()), Collected::from(child.stderr.take()));
     let deadline = Instant::now() + limit;
     loop {
         match child.try_wait().map_err(|cause| cause.to_string())? {
-            Some(status) => return Ok(status),
+            Some(status) => return Ok(Output { status, stdout: stdout.text(), stderr: stderr.text() }),
             None if Instant::now() >= deadline => {
+                let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
                 let _ = child.kill();
                 return Err(format!("it has not ended for {} s", limit.as_secs_f32()));
             }
-            None => std::thread::sleep(Duration::from_millis(2)),
+            None => thread::sleep(Duration::from_millis(2)),
         }
+    }
+}
+
+/// What comes out of a pipe.
+struct Collected {
+    text: Arc<Mutex<Vec<u8>>>,
+    end: Receiver<()>,
+}
+
+impl Collected {
+    fn from(pipe: Option<impl Read + Send + 'static>) -> Self {
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let (sender, end) = mpsc::channel();
+        let shared = Arc::clone(&text);
+        thread::spawn(move || {
+            let mut pipe = pipe;
+            let mut buffer = [0; 8192];
+            while let Some(Ok(count @ 1..)) = pipe.as_mut().map(|pipe| pipe.read(&mut buffer)) {
+                shared.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
+            }
+            let _ = sender.send(());
+        });
+        Self { text, end }
+    }
+
+    /// All of it, or, if somebody in the background keeps the pipe open, what has come.
+    fn text(self) -> Vec<u8> {
+        let _ = self.end.recv_timeout(Duration::from_millis(200));
+        mem::take(&mut *self.text.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

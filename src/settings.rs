@@ -5,6 +5,7 @@
 //!   <allow address='0000:02:00.1'/>   <!-- may be taken although the host uses it -->
 //!   <devices max='64'/>               <!-- assigned devices a guest may have; 32 without this line -->
 //!   <deadline seconds='60'/>          <!-- for each step on a device; 30 without this line -->
+//!   <hook seconds='900'/>             <!-- for a hook that was there before vfpool; 300 without this line -->
 //! </host>
 //! ```
 
@@ -27,6 +28,7 @@ pub struct Settings {
     devices: Devices,
     #[serde(default)]
     deadline: Deadline,
+    hook: Option<Deadline>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -94,6 +96,11 @@ impl Settings {
     pub fn deadline(&self) -> Duration {
         Duration::from_secs(self.deadline.seconds.get().into())
     }
+
+    /// How long a hook of somebody else may take. libvirt itself would wait for ever.
+    pub fn hook_deadline(&self) -> Duration {
+        Duration::from_secs(self.hook.as_ref().map_or(300, |hook| hook.seconds.get().into()))
+    }
 }
 
 #[cfg(test)]
@@ -112,20 +119,21 @@ mod tests {
     fn each_setting_is_read() {
         let settings = load(
             "<host>\n<allow address='02:00.1'/><devices max='64'/><allow address='pci_0000_03_00_0'/>\
-             <deadline seconds='2'/></host>",
+             <deadline seconds='2'/><hook seconds='3'/></host>",
         );
         let settings = settings.unwrap();
         assert!(settings.allows("0000:02:00.1".parse().unwrap()));
         assert!(settings.allows("0000:03:00.0".parse().unwrap()));
         assert!(!settings.allows("0000:02:00.0".parse().unwrap()));
         assert_eq!(settings.most_devices(), 64);
-        assert_eq!(settings.deadline(), Duration::from_secs(2));
+        assert_eq!((settings.deadline(), settings.hook_deadline()), (Duration::from_secs(2), Duration::from_secs(3)));
     }
 
     #[test]
     fn without_a_file_the_guide_holds() {
         let settings = Settings::load(&Host::new("/nonexistent")).unwrap();
         assert_eq!((settings.most_devices(), settings.deadline()), (32, Duration::from_secs(30)));
+        assert_eq!(settings.hook_deadline(), Duration::from_secs(300));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use vfpool::address::PciAddress;
+use vfpool::chain;
 use vfpool::check::{Report, State};
 use vfpool::domain::{self, Domain};
 use vfpool::dumpxml::{self, Element};
@@ -12,6 +13,7 @@ use vfpool::event::Events;
 use vfpool::explain;
 use vfpool::host::Host;
 use vfpool::inventory::{self, Inventory, Scope};
+use vfpool::lease::Store;
 use vfpool::log::Log;
 use vfpool::queue::Queue;
 use vfpool::reconcile;
@@ -162,6 +164,23 @@ enum Command {
         #[command(flatten)]
         dry: Dry,
     },
+    /// Make vfpool libvirt's hook, or no longer: what packages do when they are installed and removed
+    #[command(after_help = "libvirt looks for hooks when it is started or reloaded: systemctl reload libvirtd")]
+    Hook {
+        /// What to do
+        action: Hook,
+        #[command(flatten)]
+        dry: Dry,
+    },
+}
+
+/// What to do with libvirt's hook.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Hook {
+    /// Put vfpool's there; one that is there already is kept, and called after it
+    Install,
+    /// Take vfpool's away, and put back what was there before
+    Remove,
 }
 
 #[derive(clap::Args)]
@@ -218,6 +237,7 @@ impl Command {
             | Self::Attach { dry, .. }
             | Self::Detach { dry, .. }
             | Self::Release { dry, .. }
+            | Self::Hook { dry, .. }
             | Self::Setup { dry, .. } => dry.dry_run,
         }
     }
@@ -313,6 +333,13 @@ fn run(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
         Command::Setup { pf, queued, .. } => setup(host, log, pf, *queued),
         Command::Start(arguments) => {
             start::start(host, log, &Events::new(host, log), &arguments.guest, &arguments.options())
+        }
+        Command::Hook { action, .. } => {
+            let lines = match action {
+                Hook::Install => vec![chain::install(host)?],
+                Hook::Remove => [vec![chain::remove(host)?], chain::left_behind(&Store::new(host, log))?].concat(),
+            };
+            written(io::stdout().write_all((lines.join("\n") + "\n").as_bytes()))
         }
         Command::Rewrite { .. } => rewrite(&Events::new(host, log)),
         Command::Adopt { guest, pool, device, rom_off, .. } => {

@@ -340,17 +340,23 @@ impl Host {
 
     /// Installs a shell script as `sbin/NAME`.
     pub(crate) fn program(&self, name: &str, script: &str) {
+        self.script(&format!("sbin/{name}"), script);
+    }
+
+    /// Installs a shell script anywhere, as a link to it.
+    pub(crate) fn script(&self, below: &str, script: &str) {
         // Not on the fake kernel.
         let again = "[ -z \"$LD_PRELOAD\" ] || { unset LD_PRELOAD; exec \"$0\" \"$@\"; }";
         let script = format!("#!/bin/sh\n{again}\n{script}\n");
-        let program = self.programs.get_or_init(|| tempfile::tempdir().unwrap()).path().join(name);
+        let program = self.programs.get_or_init(|| tempfile::tempdir().unwrap()).path().join(below.replace('/', "-"));
         // Through a child: a test thread that forks while the file is open for writing would make running it fail (ETXTBSY).
         let mut shell = Command::new("/bin/sh");
         let shell = shell.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(&program).stdin(Stdio::piped());
         let mut shell = shell.spawn().unwrap();
         shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
         assert!(shell.wait().unwrap().success());
-        symlink(program, self.path("sbin").join(name)).unwrap();
+        fs::create_dir_all(self.path(below).parent().unwrap()).unwrap();
+        symlink(program, self.path(below)).unwrap();
     }
 
     pub(crate) fn add(&self, device: Device) {

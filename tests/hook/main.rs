@@ -4,6 +4,7 @@
 mod fakehost;
 
 mod by_hand;
+mod chain;
 mod check;
 mod commands;
 mod dry;

@@ -100,9 +100,11 @@ wait_gone() {
 }
 
 # One connection is kept for all later commands. Its output is closed: a master that holds
-# the caller's stdout would keep a pipe behind `lab up` open.
+# the caller's stdout would keep a pipe behind `lab up` open. With a host that stands still it ends after two minutes, and
+# with it all commands.
 connect() {
     (cd "$run" && timeout 20 ssh "${ssh_options[@]}" -o ControlMaster=yes -o ControlPersist=yes \
+        -o ServerAliveInterval=20 -o ServerAliveCountMax=6 \
         -p "$(<port)" -fN root@127.0.0.1 </dev/null >/dev/null 2>&1)
 }
 

@@ -390,6 +390,11 @@ leftovers() {
 }
 
 # For the driver, as the package's scriptlets: make everyone see the files that were just copied.
+# install_rpm FILE: also an older one, or the same again. The host is a Debian, whose dependencies rpm does not know.
+install_rpm() {
+    rpm --upgrade --oldpackage --replacepkgs --nodeps --force-debian "$1"
+}
+
 after_install() {
     systemctl daemon-reload
     udevadm control --reload
