@@ -83,6 +83,7 @@ impl Look<'_> {
         Ok(findings)
     }
 
+    /// udev gives its interface the name that pools know, before the setup uses it.
     fn without_driver(&self, pf: &Device) -> Finding {
         let (address, folder) = (pf.address, self.host.device(pf.address));
         let probe = self.host.drivers_probe();
@@ -93,7 +94,7 @@ impl Look<'_> {
         let on = pf.driver.as_deref().unwrap_or("no driver");
         Finding::failure("pf", format!("PF {address} is on {on}, and only its own driver makes VFs"))
             .shown_by(format!("{folder}/driver"))
-            .cured_by(format!("Run `{clear}{unbind}; echo {address} >{probe}; vfpool setup {address}`"))
+            .cured_by(format!("Run `{clear}{unbind}; echo {address} >{probe}; udevadm settle; vfpool setup {address}`"))
     }
 
     /// How many VFs the PF has, and whether they are ready.
