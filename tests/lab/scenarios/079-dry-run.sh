@@ -59,7 +59,7 @@ done
 # No libvirtd.
 live=$(virsh dumpxml g1)
 systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
-state() { snapshot_drivers; find /run/vfpool /etc/vfpool /etc/libvirt/qemu -not -path '*/turns*' -printf '%p %i %s %T@\n' | sort; }
+state() { snapshot_drivers; find /run/vfpool /etc/vfpool /etc/libvirt/qemu -not -type d -not -path '*/turns*' -printf '%p %i %s %T@\n' | sort; }
 for command in 'attach g1 passthrough --live' 'attach g1 passthrough --config' 'adopt g2 passthrough' 'detach g1 passthrough --live --force' \
     'detach g1 passthrough --config'; do
     # shellcheck disable=SC2086
