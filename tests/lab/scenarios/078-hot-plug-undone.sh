@@ -46,14 +46,5 @@ expect_fails "guest 'g2': it holds nothing" vfpool release g2
 start g2
 expect_fails 'and has its devices. Stop it first: virsh destroy' vfpool release g2 --force
 stop g2
-
-# The sibling could not go back, and can now.
-start g2
-mkdir -p /run/lab/hold
-exec 7<>/dev/vfio/"$(group_of 02:00.1)" 2>/dev/null || true
-stop g2
-exec 7>&- || true
-vfpool reconcile
-expect_driver 02:00.1 e1000e
 remove_all_guests
 remove_pools

@@ -57,16 +57,16 @@ for command in 'attach g1 passthrough --live' 'adopt g2 passthrough' 'release g2
 done
 
 # No libvirtd.
-live=$(virsh dumpxml g1)
+live=$(devices_of g1)
 systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
-state() { snapshot_drivers; find /run/vfpool /etc/vfpool /etc/libvirt/qemu -not -path '*/turns*' -printf '%p %i %s %T@\n' | sort; }
+state() { snapshot_drivers; find /run/vfpool /etc/vfpool /etc/libvirt/qemu -not -type d -not -path '*/turns*' -printf '%p %i %s %T@\n' | sort; }
 for command in 'attach g1 passthrough --live' 'attach g1 passthrough --config' 'adopt g2 passthrough' 'detach g1 passthrough --live --force' \
     'detach g1 passthrough --config'; do
     # shellcheck disable=SC2086
     unchanged 1 'ailed to connect' vfpool $command
 done
 systemctl start libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service
-[[ $(virsh dumpxml g1) == "$live" ]] || fail "g1 is another one now"
+[[ $(devices_of g1) == "$live" ]] || fail "g1 has $(devices_of g1), expected $live"
 systemctl start vfpool-reconcile.path vfpool-definitions.path
 vfpool release g2 --force
 remove_all_guests
