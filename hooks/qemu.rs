@@ -8,7 +8,6 @@
 use once_cell::unsync::OnceCell;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use vfpool::chain::{CHAINED, Chain};
 use vfpool::domain;
@@ -27,25 +26,23 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let words: Vec<String> = arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let host = Host::new(std::env::var_os("VFPOOL_ROOT").unwrap_or_else(|| "/".into()));
+    let operation = words.get(1).map(String::as_str);
+    let root = std::env::var_os("VFPOOL_ROOT").unwrap_or_else(|| "/".into());
+    tell_panics(root.clone(), may_refuse(operation));
+    let host = Host::new(root);
     let log = Log::new(&host, "vfpool");
     let xml = Xml::new();
-    // A panic is told as the one line that every failure is.
-    std::panic::set_hook(Box::new(|_| {}));
-    let result = catch_unwind(AssertUnwindSafe(|| handle(&host, &log, &words, &xml)))
-        .unwrap_or_else(|panic| Err(Error::new(format!("this is a bug in vfpool: {}", panic_text(&*panic)))));
-    let operation = words.get(1).map(String::as_str);
     let chain = Chain::find(&host, &log);
-    let output = match (result, operation) {
-        (Ok(output), _) => output,
-        (Err(error), Some("prepare" | "start" | "migrate" | "restore") | None) => {
+    let output = match handle(&host, &log, &words, &xml) {
+        Ok(output) => output,
+        Err(error) if may_refuse(operation) => {
             log.refusal(&error);
             if operation == Some("prepare") {
                 chain.refuse(&words[0]);
             }
             return ExitCode::FAILURE;
         }
-        (Err(error), Some(_)) => {
+        Err(error) => {
             log.error(&error);
             None
         }
@@ -72,6 +69,28 @@ fn main() -> ExitCode {
     let Err(cause) = output.map_or(Ok(()), |output| io::stdout().write_all(&output)) else { return ExitCode::SUCCESS };
     log.refusal(&Error::new(format!("Cannot write the XML to libvirt: {cause}")));
     ExitCode::FAILURE
+}
+
+/// Whether libvirt asks us for leave, and no damage is done by a failure.
+fn may_refuse(operation: Option<&str>) -> bool {
+    matches!(operation, Some("prepare" | "start" | "migrate" | "restore") | None)
+}
+
+/// A panic is told as the one line that every failure is, and ends as one.
+fn tell_panics(root: OsString, may_refuse: bool) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
+        let error = Error::new(format!("this is a bug in vfpool: {text}"));
+        let log = Log::new(&Host::new(root.clone()), "vfpool");
+        if may_refuse {
+            log.refusal(&error)
+        } else {
+            log.error(&error)
+        }
+        std::process::exit(may_refuse.into());
+    }));
 }
 
 /// What is to be printed, if anything.
@@ -103,9 +122,4 @@ fn handle(host: &Host, log: &Log, arguments: &[String], xml: &Xml) -> Result<Opt
 
 fn read() -> Result<Vec<u8>> {
     domain::read(io::stdin().lock())
-}
-
-fn panic_text(panic: &dyn std::any::Any) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic")
 }
