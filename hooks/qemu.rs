@@ -85,9 +85,9 @@ fn tell_panics(root: OsString, may_refuse: bool) {
         let error = Error::new(format!("this is a bug in vfpool: {text}"));
         let log = Log::new(&Host::new(root.clone()), "vfpool");
         if may_refuse {
-            log.refusal(&error)
+            log.refusal(&error);
         } else {
-            log.error(&error)
+            log.error(&error);
         }
         std::process::exit(may_refuse.into());
     }));
