@@ -22,6 +22,7 @@ use crate::host::{Host, file_name, guest_name};
 use crate::log::Log;
 use crate::process::{self, Process};
 use crate::sysfs::Device;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -280,11 +281,14 @@ impl<'a> Store<'a> {
     }
 
     /// Waits until no other process edits guests' definitions. No hook ever takes this lock, so it may be held while libvirt
-    /// is called; nothing but definitions is edited under it, and devices of running guests are plugged.
+    /// is called; nothing but definitions is edited under it, and devices of running guests are plugged. A virsh that goes on
+    /// when we are killed keeps the lock until it has ended, so that nobody takes what it is just doing for undone.
     pub fn editing(&self, limit: Duration) -> Result<Turn> {
         let path = self.host.state().join("editing");
         let why = || Error::new(format!("Another vfpool has been editing definitions for {} s", limit.as_secs()));
-        self.lock_file(&path, limit)?.map(Turn).ok_or_else(why)
+        let file = self.lock_file(&path, limit)?.ok_or_else(why)?;
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| Error::io("keep", &path, &errno.into()))?;
+        Ok(Turn(file))
     }
 
     /// Waits for others that make or bind the VFs of this PF, and keeps new ones off. `None` if they are not done in time.

@@ -74,7 +74,7 @@ restore() {
 
 clean_up() {
     send_lib
-    timeout 120 "$lab_dir/lab" run bash -c '. /run/lab/lib.sh; remove_all_guests' </dev/null || return
+    timeout 120 "$lab_dir/lab" run bash -c '. /run/lab/lib.sh; remove_all_guests; rm -f /etc/vfpool/pools.d/*; remove_pools 01:00.0 03:00.0 06:00.0' </dev/null || return
     [[ -z $(leftovers "$1") ]]
 }
 

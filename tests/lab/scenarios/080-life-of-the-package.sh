@@ -11,7 +11,7 @@ trap 'on_host "rm -f /etc/libvirt/hooks/qemu /etc/libvirt/hooks/qemu.before-vfpo
 
 on_host '
 rpm -q vfpool >/dev/null
-rpm --verify vfpool
+rpm --verify --nodeps vfpool
 pidof libvirtd >/run/lab/libvirtd
 define_guest demo "$(hostdev 02:00.0)"
 define_guest other "$(hostdev 05:01.0)"
