@@ -62,5 +62,5 @@ systemctl --quiet stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
 cure failure libvirtd 'is down'
 
 expect_ready_host
-expect_fails 'vfpool: Cannot check this host: most of it only root can see. Run it as root' setpriv --reuid 65534 --clear-groups vfpool check
+expect_fails 'vfpool: this needs root' setpriv --reuid 65534 --clear-groups vfpool check
 [[ $(snapshot_drivers) == "$before" ]] || fail "a check changed a device"

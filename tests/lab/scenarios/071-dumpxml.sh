@@ -33,14 +33,15 @@ expect_output "passthrough: 7 devices, 7 free" vfpool list
 virsh -q net-start passthrough
 
 # Each element as it is printed, for the next start and for a running guest.
-define_guest other
+define_hot_plug_guest other
 for element in '' --hostdev --interface; do
     vfpool dumpxml 01:10.2 $element | virsh -q attach-device other /dev/stdin --config
     [[ $(devices_of other --inactive) == 0000:01:10.2 ]] || fail "$element: expected 0000:01:10.2, found $(devices_of other --inactive)"
     vfpool dumpxml 01:10.2 $element | virsh -q detach-device other /dev/stdin --config || virsh -q undefine other
-    virsh -q dominfo other >/dev/null 2>&1 || define_guest other
+    virsh -q dominfo other >/dev/null 2>&1 || define_hot_plug_guest other
 done
 start other
+sleep 2 # its firmware comes up
 vfpool dumpxml pci_0000_01_10_4 | virsh -q attach-device other /dev/stdin
 [[ $(devices_of other) == 0000:01:10.4 ]] || fail "attached to the running guest: expected 0000:01:10.4, found $(devices_of other)"
 stop other
