@@ -194,9 +194,16 @@ fn exit_codes_are_those_of_the_programs() {
     assert_eq!(host.hook_with(&["web"], b"").run().code, Some(1));
     assert_eq!(host.hook("web", "reconnect", "<domain").run().code, Some(0));
     host.script("etc/libvirt/hooks/qemu.before-vfpool", "[ \"$2\" = stopped ] || exit 7");
-    for (operation, expected) in
-        [("prepare", 7), ("start", 7), ("started", 7), ("migrate", 7), ("restore", 7), ("reconnect", 0), ("release", 0)]
-    {
+    for (operation, expected) in [
+        ("prepare", 7),
+        ("start", 7),
+        ("started", 7),
+        ("migrate", 7),
+        ("restore", 7),
+        ("attach", 7),
+        ("reconnect", 0),
+        ("release", 0),
+    ] {
         let outcome = host.hook("plain", operation, &domain("plain", &[])).run();
         assert_eq!(outcome.code, Some(expected), "{operation}");
     }
