@@ -158,6 +158,27 @@ fn options_are_those_of_the_program() {
     assert!(actions.lines().all(|action| help.contains(&format!("- {action}:"))), "{actions}");
 }
 
+#[test]
+fn each_page_has_its_sections_and_examples_that_can_be_run() {
+    let host = Host::new();
+    for (name, own) in PAGES.into_iter().zip(["COMMANDS", "COMMANDS", "ELEMENTS"]) {
+        let page = page(name);
+        let sections: Vec<String> = parts(&page, "SH").into_iter().map(|(title, _)| title).collect();
+        let wanted =
+            ["NAME", "SYNOPSIS", "DESCRIPTION", own, "EXIT STATUS", "FILES", "EXAMPLES", "SEE ALSO"].map(str::to_owned);
+        let found: Vec<&String> = sections.iter().filter(|title| wanted.contains(title)).collect();
+        assert_eq!(found, wanted.iter().collect::<Vec<_>>(), "{name}");
+        let examples = page.split(".EX\n").skip(1).flat_map(|text| text.split(".EE").next().unwrap().lines());
+        let commands = examples.flat_map(|line| line.split(['|', '&', '#', '>'])).map(str::trim);
+        let commands: Vec<&str> = commands.filter_map(|line| line.strip_prefix("vfpool ")).collect();
+        assert!(commands.len() >= 3, "{name}: {commands:?}");
+        for command in commands {
+            // What is wrong in front of it is told first.
+            help(&host, command.split('<').next().unwrap());
+        }
+    }
+}
+
 #[track_caller]
 fn exit_codes(page: &str) -> BTreeSet<String> {
     let section = part(page, "SH", "EXIT STATUS");
@@ -567,6 +588,7 @@ fn guests_pools_and_devices_are_completed() {
     for (words, offered) in [
         (&["start", ""] as &[&str], guests.to_owned()),
         (&["start", "w"], "web01\n".into()),
+        (&["start", "W"], String::new()),
         (&["start", "my\\ "], "my\\ guest\n".into()),
         (&["start", "'my"], "my guest\n".into()),
         (&["start", "--pass-fds", ""], String::new()),
@@ -599,7 +621,11 @@ fn guests_pools_and_devices_are_completed() {
         let odd = "set -u -f; shopt -s failglob nocasematch dotglob; IFS=e";
         assert_eq!(completed_in(&host, &[&["vfpool"], words].concat(), odd), offered, "{words:?}");
     }
-    // Nothing to be seen, as by those who are not root, is no error.
+    // Nothing to be seen, as by those who are not root, is no error, and keeps nothing else from being seen.
+    let unprivileged = Host::with_vfs(0);
+    for before in ["", "shopt -s failglob"] {
+        assert_eq!(completed_in(&unprivileged, &["vfpool", "explain", ""], before), "0000:01:00.0\neth3\n");
+    }
     let empty = Host::new();
     fs::remove_dir_all(empty.path("etc/libvirt")).unwrap();
     fs::remove_dir_all(empty.path("sys")).unwrap();
