@@ -621,6 +621,9 @@ fn guests_pools_and_devices_are_completed() {
         let odd = "set -u -f; shopt -s failglob nocasematch dotglob; IFS=e";
         assert_eq!(completed_in(&host, &[&["vfpool"], words].concat(), odd), offered, "{words:?}");
     }
+    // Where somebody has told readline to leave colons alone.
+    let words = ["vfpool", "release", "web01", "0000:01:10.1"];
+    assert_eq!(completed_in(&host, &words, "COMP_WORDBREAKS=' '"), "0000:01:10.1\n");
     // Nothing to be seen, as by those who are not root, is no error, and keeps nothing else from being seen.
     let unprivileged = Host::with_vfs(0);
     for before in ["", "shopt -s failglob"] {
