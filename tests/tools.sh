@@ -11,6 +11,7 @@ need_build_tools() {
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     command -v make >/dev/null || missing+=(make)
     command -v shellcheck >/dev/null || [[ " $* " != *' all '* ]] || missing+=(shellcheck)
+    command -v man >/dev/null || [[ " $* " != *' all '* ]] || missing+=(man-db)
     if [[ " $* " == *' package '* ]]; then
         command -v rpmbuild >/dev/null || missing+=(rpm)
         command -v rpmlint >/dev/null || missing+=(rpmlint)

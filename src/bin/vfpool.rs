@@ -32,22 +32,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Tell whether this host is ready, and what to do where it is not
+    ///
+    /// Changes nothing. A command in backquotes cures what it stands under when it is run as it is.
+    #[command(after_help = "Exit status: 0 ready, 3 ready with warnings, 1 not ready, 2 wrong use.")]
+    Check {
+        /// As one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// Show pools, their devices and who has them, what guests hold beside that, and what could not be given back
     #[command(after_help = "Example: vfpool list --metrics >/var/lib/node_exporter/vfpool.prom.new")]
     List(ListArguments),
-    /// Print a pool as `virsh net-dumpxml` does a network, or a device as the element that gives it to a guest
-    #[command(after_help = "Example: vfpool dumpxml 01:10.2 | virsh attach-device web01 /dev/stdin --config")]
-    Dumpxml {
-        /// The pool, or the device, as 0000:01:10.2, 01:10.2 or pci_0000_01_10_2
-        #[arg(value_name = "POOL|DEVICE")]
-        name: String,
-        /// Of a device: only the <hostdev>
-        #[arg(long)]
-        hostdev: bool,
-        /// Of a network card's VF: the <interface>, for which libvirt sets MAC address and VLAN
-        #[arg(long, conflicts_with = "hostdev")]
-        interface: bool,
-    },
     /// Say who has a device or what a guest has, why it is not free, and what a start would do
     #[command(after_help = "Examples: vfpool explain 01:10.2; vfpool explain eth3; vfpool explain web01\n\n\
                             Exit status: 0 also for what is not free, 1 if it cannot be explained.")]
@@ -61,31 +57,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Tell whether this host is ready, and what to do where it is not
-    ///
-    /// Changes nothing. A command in backquotes cures what it stands under when it is run as it is.
-    #[command(after_help = "Exit status: 0 ready, 3 ready with warnings, 1 not ready, 2 wrong use.")]
-    Check {
-        /// As one JSON document
+    /// Print a pool as `virsh net-dumpxml` does a network, or a device as the element that gives it to a guest
+    #[command(after_help = "Example: vfpool dumpxml 01:10.2 | virsh attach-device web01 /dev/stdin --config")]
+    Dumpxml {
+        /// The pool, or the device, as 0000:01:10.2, 01:10.2 or pci_0000_01_10_2
+        #[arg(value_name = "POOL|DEVICE")]
+        name: String,
+        /// Of a device: only the <hostdev>
         #[arg(long)]
-        json: bool,
-    },
-    /// Give back what gone guests left behind, and point every stopped guest at a free device
-    Reconcile {
-        /// As systemd runs it: do what is queued, tell only what is new, end when nothing has changed for a second
-        #[arg(long)]
-        queued: bool,
-        #[command(flatten)]
-        dry: Dry,
-    },
-    /// Start a guest with devices that are free now, whatever its definition points at
-    Start(StartArguments),
-    /// Print a guest's XML with its pooled devices pointed at free ones, kept for it for a minute: for `virsh create`
-    #[command(after_help = "Example: vfpool rewrite <web01.xml >now.xml && virsh create now.xml")]
-    Rewrite {
-        /// Keep nothing for the guest: its start may find them taken
-        #[arg(long)]
-        dry_run: bool,
+        hostdev: bool,
+        /// Of a network card's VF: the <interface>, for which libvirt sets MAC address and VLAN
+        #[arg(long, conflicts_with = "hostdev")]
+        interface: bool,
     },
     /// Make a device that a guest has by a fixed address any device of a pool
     #[command(after_help = "Example: vfpool adopt web01 passthrough")]
@@ -136,18 +119,14 @@ enum Command {
         #[command(flatten)]
         dry: Dry,
     },
-    /// Give back what a guest that does not run still holds
-    #[command(after_help = "Example: vfpool release web01 0000:01:10.2")]
-    Release {
-        /// The guest
-        guest: String,
-        /// Only this device and its IOMMU group, as 0000:01:10.2, 01:10.2 or pci_0000_01_10_2
-        device: Option<PciAddress>,
-        /// Also while libvirtd may still be at work on the guest; never what a program has open
+    /// Start a guest with devices that are free now, whatever its definition points at
+    Start(StartArguments),
+    /// Print a guest's XML with its pooled devices pointed at free ones, kept for it for a minute: for `virsh create`
+    #[command(after_help = "Example: vfpool rewrite <web01.xml >now.xml && virsh create now.xml")]
+    Rewrite {
+        /// Keep nothing for the guest: its start may find them taken
         #[arg(long)]
-        force: bool,
-        #[command(flatten)]
-        dry: Dry,
+        dry_run: bool,
     },
     /// Make the VFs of the pools and have them on vfio-pci
     ///
@@ -161,6 +140,27 @@ enum Command {
         /// Also forget what udev has noted: all of it is done now
         #[arg(long)]
         queued: bool,
+        #[command(flatten)]
+        dry: Dry,
+    },
+    /// Give back what gone guests left behind, and point every stopped guest at a free device
+    Reconcile {
+        /// As systemd runs it: do what is queued, tell only what is new, end when nothing has changed for a second
+        #[arg(long)]
+        queued: bool,
+        #[command(flatten)]
+        dry: Dry,
+    },
+    /// Give back what a guest that does not run still holds
+    #[command(after_help = "Example: vfpool release web01 0000:01:10.2")]
+    Release {
+        /// The guest
+        guest: String,
+        /// Only this device and its IOMMU group, as 0000:01:10.2, 01:10.2 or pci_0000_01_10_2
+        device: Option<PciAddress>,
+        /// Also while libvirtd may still be at work on the guest; never what a program has open
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         dry: Dry,
     },

@@ -149,7 +149,7 @@ enum Next<'a> {
     End,
 }
 
-const MEND: &str = "Mend it (see `man vfpool`)";
+const MEND: &str = "Mend it (see `man vfpool-pool`)";
 
 impl<'a> Parser<'a> {
     fn pool(mut self) -> Result<Pool> {

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 /// A host on which nothing is missing: RHEL 7 on Intel, with a pool of three VFs, and libvirtd, which runs.
-fn ready() -> Host {
+pub(crate) fn ready() -> Host {
     let host = Host::with_vfs(3);
     host.put(
         "etc/os-release",

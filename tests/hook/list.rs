@@ -13,7 +13,7 @@ const SECOND: &str = "0000:02:00.1";
 const NVME: &str = "0000:06:00.0";
 
 /// A host on which a device stands in each way there is, but for what needs attention.
-fn host() -> Host {
+pub(crate) fn host() -> Host {
     let host = Host::with_vfs(6);
     host.add(Device::new("0000:00:02.0").bridge().group(7));
     host.add_pair("0000:02:00", 9);

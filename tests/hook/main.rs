@@ -7,6 +7,7 @@ mod by_hand;
 mod chain;
 mod check;
 mod commands;
+mod docs;
 mod dry;
 mod endings;
 mod explain;

@@ -1,0 +1,667 @@
+//! Man pages and completion: that what they say is what the programs do.
+
+use crate::fakehost::guests::{PF, asking, definition, interface_at, vf};
+use crate::fakehost::{Device, Host, domain, domain_with, hostdev};
+use crate::{check, list};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn source(below: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(below)
+}
+
+/// The text of a man page, with its characters as a reader sees them.
+fn page(name: &str) -> String {
+    let mut text = fs::read_to_string(source("packaging/man").join(name)).unwrap();
+    for (roff, seen) in [("\\-", "-"), ("\\(aq", "'"), ("\\(ga", "`"), ("\\&", ""), ("\\fI", ""), ("\\fP", "")] {
+        text = text.replace(roff, seen);
+    }
+    text
+}
+
+const PAGES: [&str; 3] = ["vfpool.8", "vfpool-hook.8", "vfpool-pool.5"];
+
+/// The parts of a text that begin with this macro, by what stands behind it, in order.
+fn parts(text: &str, heading: &str) -> Vec<(String, String)> {
+    let text = format!("\n{text}");
+    let heading = format!("\n.{heading} ");
+    let parts = text.split(heading.as_str()).skip(1);
+    parts.filter_map(|part| part.split_once('\n')).map(|(title, text)| (title.to_owned(), text.to_owned())).collect()
+}
+
+#[track_caller]
+fn part(text: &str, heading: &str, title: &str) -> String {
+    let found = parts(text, heading).into_iter().find(|(found, _)| found == title);
+    found.unwrap_or_else(|| panic!("no {heading} {title}")).1
+}
+
+/// What is shown in fonts of its own on this line, without the font.
+fn words(line: &str) -> String {
+    let Some((font, rest)) = line.strip_prefix('.').and_then(|line| line.split_once(' ')) else { return String::new() };
+    let quoted: Vec<&str> = rest.split('"').collect();
+    let is_one = ["B", "I"].contains(&font);
+    // Fonts that take turns join their words, and quotes keep a word's spaces.
+    let word = |(index, part): (usize, &&str)| {
+        if index % 2 == 1 || is_one { (*part).to_owned() } else { part.split_whitespace().collect() }
+    };
+    quoted.iter().enumerate().map(word).collect()
+}
+
+/// The tags of a text, each with what it says about it.
+fn tags(text: &str) -> Vec<(String, String)> {
+    let parts = text.split(".TP\n").skip(1).filter_map(|part| part.split_once('\n'));
+    parts.map(|(tag, about)| (words(tag), about.split("\n.PP").next().unwrap().to_owned())).collect()
+}
+
+fn options_in(text: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c.is_ascii_lowercase() || c == '-';
+    let words = text.split(|c| !is_part(c)).filter(|word| word.starts_with("--"));
+    words.map(str::to_owned).collect()
+}
+
+fn help(host: &Host, command: &str) -> String {
+    let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+    let outcome = host.vfpool(&arguments);
+    assert_eq!(outcome.code, Some(0), "{command}: {}", outcome.stderr);
+    outcome.stdout
+}
+
+/// Every command of the program, and of its commands, in the order of the help.
+fn commands(host: &Host, prefix: &str) -> Vec<String> {
+    let help = help(host, prefix);
+    let Some((_, list)) = help.split_once("\nCommands:\n") else { return vec![prefix.to_owned()] };
+    let names = list.lines().take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").flat_map(|name| commands(host, format!("{prefix} {name}").trim())).collect()
+}
+
+/// The options of a command that are its own.
+fn options(help: &str) -> BTreeSet<String> {
+    let (_, list) = help.split_once("\nOptions:\n").unwrap();
+    let lines = list.lines().map(str::trim).filter(|line| line.starts_with('-'));
+    let mut options: BTreeSet<String> = lines.flat_map(|line| options_in(line.split("  ").next().unwrap())).collect();
+    assert!(options.remove("--help"));
+    options
+}
+
+fn lines(text: &str) -> BTreeSet<String> {
+    text.lines().map(str::to_owned).collect()
+}
+
+/// What bash offers for the last of these words, in the order in which it does: without bash-completion, and with no program
+/// to run.
+#[track_caller]
+fn completed_in(host: &Host, words: &[&str], before: &str) -> String {
+    let script = format!(
+        "{before}\n. \"$0\"\nCOMP_WORDS=(\"$@\") COMP_CWORD=$(($# - 1))\n_vfpool\n\
+         [[ ${{#COMPREPLY[@]}} -eq 0 ]] || printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    );
+    let mut bash = Command::new("/bin/bash");
+    bash.env_clear().env("PATH", "/nonexistent").env("VFPOOL_ROOT", host.path("")).args(["--norc", "-c", &script]);
+    let output = bash.arg(source("packaging/completion.bash")).args(words).output().unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{words:?}");
+    assert!(output.status.success(), "{words:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn completed(host: &Host, words: &[&str]) -> String {
+    completed_in(host, &[&["vfpool"], words].concat(), "")
+}
+
+#[test]
+fn options_are_those_of_the_program() {
+    let host = Host::new();
+    let names = commands(&host, "");
+    assert_eq!(names.len(), 13, "{names:?}");
+    let page = page("vfpool.8");
+    let sections = parts(&part(&page, "SH", "COMMANDS"), "SS");
+    let titles: Vec<&str> = sections.iter().map(|(title, _)| title.split(' ').next().unwrap()).collect();
+    assert_eq!(titles, names, "in the page, in the order of the help");
+    let offered = completed(&host, &[""]);
+    assert_eq!(offered.lines().collect::<Vec<_>>(), [&names[..], &["help".to_owned()]].concat());
+    assert_eq!(completed(&host, &["help", ""]).lines().collect::<Vec<_>>(), names);
+    let synopsis = part(&page, "SH", "SYNOPSIS");
+    let uses: Vec<&str> = synopsis.split(".br\n").collect();
+    assert_eq!(uses.len(), names.len());
+    for ((name, (title, text)), usage) in names.iter().zip(&sections).zip(uses) {
+        let help = help(&host, name);
+        let own = options(&help);
+        let told: BTreeSet<String> = tags(text).iter().flat_map(|(tag, _)| options_in(tag)).collect();
+        assert_eq!(told, own, "{name} in the page");
+        assert!(options_in(text).is_subset(&own), "{name}: {:?}", options_in(text));
+        assert!(usage.starts_with(&format!(".B vfpool {name}\n")), "{usage}");
+        if name == "start" {
+            assert!(usage.contains("option of virsh start"));
+        } else {
+            assert_eq!(options_in(usage), own, "{name} in the synopsis");
+        }
+        let mut offered = lines(&completed(&host, &[name, "-"]));
+        assert!(offered.remove("--help"), "{name}: {offered:?}");
+        assert_eq!(offered, own, "{name} in the completion");
+        // What stands without an option, as `<GUEST>`, `[DEVICE]`, `[POOL]...`.
+        let (_, usage) = help.split_once("Usage: ").unwrap();
+        let places = usage.lines().next().unwrap().split(' ').filter(|word| word.starts_with(['<', '[']));
+        let places = places.filter(|word| *word != "[OPTIONS]" && !word.contains("--"));
+        let places: Vec<String> = places.map(|word| word.replace(['<', '>'], "").replace("]...", "...]")).collect();
+        assert_eq!(title.split(' ').skip(1).collect::<Vec<_>>(), places, "{name}");
+    }
+    let own = options(&help(&host, ""));
+    let told = tags(&part(&page, "SH", "OPTIONS")).iter().flat_map(|(tag, _)| options_in(tag)).collect();
+    assert_eq!(&own | &BTreeSet::from(["--help".to_owned()]), told);
+    assert_eq!(lines(&completed(&host, &["-"])), told);
+    let actions = completed(&host, &["hook", ""]);
+    let help = help(&host, "hook");
+    assert_eq!(help.lines().filter(|line| line.trim().starts_with("- ")).count(), actions.lines().count());
+    assert!(actions.lines().all(|action| help.contains(&format!("- {action}:"))), "{actions}");
+}
+
+#[test]
+fn each_page_has_its_sections_and_examples_that_can_be_run() {
+    let host = Host::new();
+    for (name, own) in PAGES.into_iter().zip(["COMMANDS", "COMMANDS", "ELEMENTS"]) {
+        let page = page(name);
+        let sections: Vec<String> = parts(&page, "SH").into_iter().map(|(title, _)| title).collect();
+        let wanted =
+            ["NAME", "SYNOPSIS", "DESCRIPTION", own, "EXIT STATUS", "FILES", "EXAMPLES", "SEE ALSO"].map(str::to_owned);
+        let found: Vec<&String> = sections.iter().filter(|title| wanted.contains(title)).collect();
+        assert_eq!(found, wanted.iter().collect::<Vec<_>>(), "{name}");
+        let examples = page.split(".EX\n").skip(1).flat_map(|text| text.split(".EE").next().unwrap().lines());
+        let commands = examples.flat_map(|line| line.split(['|', '&', '#', '>'])).map(str::trim);
+        let commands: Vec<&str> = commands.filter_map(|line| line.strip_prefix("vfpool ")).collect();
+        assert!(commands.len() >= 3, "{name}: {commands:?}");
+        for command in commands {
+            // What is wrong in front of it is told first.
+            help(&host, command.split('<').next().unwrap());
+        }
+    }
+}
+
+#[track_caller]
+fn exit_codes(page: &str) -> BTreeSet<String> {
+    let section = part(page, "SH", "EXIT STATUS");
+    tags(&section).into_iter().map(|(tag, _)| tag).collect()
+}
+
+#[test]
+fn exit_codes_are_those_of_the_programs() {
+    let code = |host: &Host, arguments: &[&str]| host.vfpool(arguments).code.unwrap();
+    let host = Host::with_vfs(2);
+    host.define("db", &asking("db", &vf(0)));
+    host.runs("db");
+    let ready = check::ready();
+    let mut seen = vec![
+        (code(&host, &["list"]), 0),
+        (code(&host, &["explain", &vf(0)]), 0),
+        (code(&host, &["explain", "nothing"]), 1),
+        (code(&host, &["start", "nobody"]), 1),
+        (code(&host, &["check"]), 1),
+        (code(&host, &["start"]), 2),
+        (code(&ready, &["check"]), 0),
+    ];
+    ready.put("run/vfpool/attention/web", "it is odd");
+    seen.push((code(&ready, &["check"]), 3));
+    for (index, (code, expected)) in seen.iter().enumerate() {
+        assert_eq!(code, expected, "number {index}");
+    }
+    let named: BTreeSet<String> = seen.iter().map(|(code, _)| code.to_string()).collect();
+    assert_eq!(exit_codes(&page("vfpool.8")), named);
+
+    // The hook: refused, another's own, or fine.
+    let web = asking("web", &vf(0));
+    assert_eq!(host.prepare("web", &web).code, Some(1));
+    assert_eq!(host.hook_with(&["web"], b"").run().code, Some(1));
+    assert_eq!(host.hook("web", "reconnect", "<domain").run().code, Some(0));
+    host.script("etc/libvirt/hooks/qemu.before-vfpool", "[ \"$2\" = stopped ] || exit 7");
+    for (operation, expected) in [
+        ("prepare", 7),
+        ("start", 7),
+        ("started", 7),
+        ("migrate", 7),
+        ("restore", 7),
+        ("attach", 7),
+        ("reconnect", 0),
+        ("release", 0),
+    ] {
+        let outcome = host.hook("plain", operation, &domain("plain", &[])).run();
+        assert_eq!(outcome.code, Some(expected), "{operation}");
+    }
+    assert_eq!(exit_codes(&page("vfpool-hook.8")), ["0", "1", "other"].map(str::to_owned).into());
+
+    // A pool that cannot be used.
+    let host = Host::with_vfs(1);
+    let xml = asking("web", &vf(0));
+    host.put("etc/vfpool/pools.d/net.xml", "<pool>");
+    for (arguments, expected) in
+        [(["check"].as_slice(), 1), (&["list"], 1), (&["setup"], 1), (&["list", "--metrics"], 0)]
+    {
+        assert_eq!(code(&host, arguments), expected, "{arguments:?}");
+    }
+    assert_eq!(host.prepare("web", &xml).code, Some(1));
+    assert_eq!(host.prepare("db", &domain_with("db", &[&vf(0)])).code, Some(0));
+    assert_eq!(exit_codes(&page("vfpool-pool.5")), ["0", "1"].map(str::to_owned).into());
+}
+
+/// The sources of the library, as one text.
+fn code() -> String {
+    fn walk(folder: &Path, code: &mut String) {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                walk(&entry.path(), code);
+            } else {
+                *code += &fs::read_to_string(entry.path()).unwrap();
+            }
+        }
+    }
+    let mut code = String::new();
+    walk(&source("src"), &mut code);
+    code
+}
+
+/// All that `make install` installs, below this folder.
+fn installed(folder: &Path) -> Vec<String> {
+    let stage = folder.join("stage");
+    // Programs that are built already.
+    fs::create_dir_all(folder.join("release")).unwrap();
+    for program in ["vfpool", "vfpool-hook", "vfpool-device"] {
+        fs::write(folder.join("release").join(program), "").unwrap();
+    }
+    let mut make = Command::new("make");
+    make.args(["--silent", "-C"]).arg(source("packaging")).args(["install", "BUILT=yes", "TARGET="]);
+    make.arg(format!("DESTDIR={}", stage.display())).env("CARGO_TARGET_DIR", folder).env_remove("MAKEFLAGS");
+    assert!(make.status().unwrap().success());
+    let found = Command::new("find").arg(&stage).args(["!", "-type", "d", "-printf", "/%P\n"]).output().unwrap();
+    String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn files_are_those_of_the_installation_and_of_the_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let installed = installed(folder.path());
+    let code = code();
+    let mut named = BTreeSet::new();
+    for name in PAGES {
+        let page = page(name);
+        let files = part(&page, "SH", "FILES");
+        let files = tags(&files);
+        for path in files.iter().flat_map(|(tag, _)| tag.split(',')) {
+            let path = path.trim().trim_end_matches('/');
+            let is_installed = installed.iter().any(|file| file == path);
+            // GUEST and ADDRESS stand for what there are many of.
+            let fixed = path.trim_end_matches(|c: char| c.is_ascii_uppercase()).trim_end_matches('/');
+            let is_known = match fixed.strip_prefix("/run/vfpool/") {
+                Some(state) => code.contains(&format!("\"{state}\"")) || code.contains(&format!("`{state}/`")),
+                None if path.ends_with("qemu.d") => code.contains("with_extension(\"d\")"),
+                None => code.contains(&format!("path(\"{}\")", &fixed[1..])),
+            };
+            assert!(is_installed || is_known, "{name}: {path}");
+            named.insert(path.to_owned());
+        }
+    }
+    for file in installed.iter().filter(|file| !file.starts_with("/usr/share/man/")) {
+        let is_reading = file.starts_with("/usr/share/doc/") && !file.contains("example");
+        assert!(is_reading || named.contains(file), "{file} is in no page");
+    }
+    // The table of the records.
+    let lease = fs::read_to_string(source("src/lease.rs")).unwrap();
+    let rows = lease.lines().filter_map(|line| line.strip_prefix("//! | `")?.split('`').next());
+    let rows: Vec<String> = rows.map(|row| format!("/run/vfpool/{}", row.trim_end_matches('/'))).collect();
+    assert!(rows.len() > 8, "{rows:?}");
+    assert!(rows.iter().all(|row| named.contains(row)), "{rows:?}");
+}
+
+#[test]
+fn settings_are_those_of_the_code() {
+    let section = part(&page("vfpool-hook.8"), "SH", "OPTIONS");
+    let told: Vec<String> = tags(&section).into_iter().map(|(tag, _)| tag).collect();
+    assert_eq!(told, ["<allow address=/>", "<devices max=/>", "<deadline seconds=/>", "<hook seconds=/>"]);
+    // The example is read, and so is what is installed.
+    let (_, example) = section.split_once(".EX\n").unwrap();
+    let host = Host::with_pair();
+    for text in [
+        example.split(".EE").next().unwrap().to_owned(),
+        fs::read_to_string(source("packaging/host.xml")).unwrap(),
+        fs::read_to_string(source("packaging/host.xml")).unwrap().replace("<!--", "").replace("-->", ""),
+    ] {
+        let text: String = text.lines().filter(|line| line.trim_start().starts_with('<')).collect();
+        host.put("etc/vfpool/host.xml", &text);
+        let found = host.vfpool(&["check"]).stdout;
+        assert!(!found.contains("host.xml"), "{text}: {found}");
+    }
+}
+
+/// The places of values in JSON documents, as the pages write them, and the texts that were seen there.
+type Keys = BTreeMap<String, BTreeSet<String>>;
+
+/// What looks alike, in several places.
+const ALIKE: [(&str, &str); 10] = [
+    ("pools[].pfs[].devices[].", "DEVICE."),
+    ("pools[].devices[].", "DEVICE."),
+    ("others[].", "DEVICE."),
+    ("groups[].devices[].", "DEVICE."),
+    ("device.start.", "START."),
+    ("guest.start.", "START."),
+    ("START.left[].", "ACTION."),
+    ("START.steps[].", "ACTION."),
+    ("START.at_stop[].", "ACTION."),
+    ("guest.at_stop[].", "ACTION."),
+];
+
+fn collect(place: &str, value: &Value, keys: &mut Keys) {
+    let place = ALIKE.iter().fold(place.to_owned(), |place, (long, short)| match place.strip_prefix(long) {
+        Some(rest) => format!("{short}{rest}"),
+        None => place,
+    });
+    match value {
+        Value::Object(object) => {
+            if !place.is_empty() {
+                keys.entry(place.clone()).or_default();
+            }
+            for (key, value) in object {
+                collect(format!("{place}.{key}").trim_start_matches('.'), value, keys);
+            }
+        }
+        Value::Array(members) => {
+            let place = format!("{place}[]");
+            keys.entry(place.clone()).or_default();
+            for member in members {
+                collect(&place, member, keys);
+            }
+        }
+        Value::String(text) => _ = keys.entry(place).or_default().insert(text.clone()),
+        _ => _ = keys.entry(place).or_default(),
+    }
+}
+
+#[track_caller]
+fn json(host: &Host, arguments: &[&str], keys: &mut Keys) {
+    let outcome = host.vfpool(&[arguments, &["--json"]].concat());
+    let document: Value = serde_json::from_str(&outcome.stdout).unwrap_or_else(|_| panic!("{}", outcome.stderr));
+    assert_eq!(document["version"], 1);
+    collect("", &document, keys);
+}
+
+/// Whether a text has this word.
+fn names(text: &str, wanted: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_lowercase() && c != '_').any(|word| word == wanted)
+}
+
+/// The keys in the page of one command are those that were seen; and each value that is one of a few words is named there.
+#[track_caller]
+fn expect_documented(command: &str, seen: &Keys) {
+    let section = part(&page("vfpool.8"), "SH", "JSON");
+    let about = section.split(".SS ").next().unwrap().to_owned() + &part(&section, "SS", &format!("Of {command}"));
+    let told: BTreeMap<String, String> = tags(&about).into_iter().collect();
+    assert_eq!(told.keys().collect::<Vec<_>>(), seen.keys().collect::<Vec<_>>());
+    let one_of_a_few = ["state", "role", "lease", "fate", "verdict", "kind", "id", "ACTION.by"];
+    for (key, values) in seen {
+        let is_one = one_of_a_few.iter().any(|few| key == few || key.ends_with(&format!(".{few}")));
+        for value in values.iter().filter(|_| is_one && !key.ends_with("device.id") && !key.ends_with("members[].id")) {
+            assert!(names(&told[key], value), "{key}: {value} is not in {}", told[key]);
+        }
+    }
+}
+
+/// What the code can write, which no run might show: the fields of its documents, and the words for one of a few.
+#[test]
+fn every_field_and_every_word_of_the_code_is_in_the_page() {
+    let section = part(&page("vfpool.8"), "SH", "JSON");
+    let keys: Vec<String> = tags(&section).into_iter().map(|(tag, _)| tag.replace("[]", "")).collect();
+    let keys: BTreeSet<&str> = keys.iter().map(|key| key.rsplit('.').next().unwrap()).collect();
+    let (mut fields, mut words) = (0, 0);
+    for file in ["src/check.rs", "src/inventory.rs", "src/explain.rs", "src/lease.rs"] {
+        let code = fs::read_to_string(source(file)).unwrap();
+        let types = code.split("#[derive(").skip(1).filter(|text| text.lines().next().unwrap().contains("Serialize"));
+        for text in types {
+            let (_, body) = text.split_once(" {\n").unwrap();
+            let body: Vec<&str> = body.lines().take_while(|line| *line != "}").collect();
+            let is_enum = text.lines().find(|line| line.contains('{')).unwrap().contains("enum ");
+            for (index, line) in body.iter().enumerate() {
+                let above = index.checked_sub(1).map_or("", |above| body[above]);
+                let line = line.trim().trim_start_matches("pub ");
+                if line.starts_with('#')
+                    || line.starts_with('/')
+                    || above.contains("skip)")
+                    || above.contains("flatten")
+                {
+                    continue;
+                }
+                match line.split_once(": ") {
+                    // The records' own shape is no document.
+                    Some((field, _)) if file != "src/lease.rs" => {
+                        fields += 1;
+                        assert!(keys.contains(field), "{file}: {field}");
+                    }
+                    None if is_enum && line.starts_with(|c: char| c.is_ascii_uppercase()) => {
+                        words += 1;
+                        let name = line.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap();
+                        let mut word = String::new();
+                        for c in name.chars() {
+                            if c.is_ascii_uppercase() && !word.is_empty() {
+                                word.push('_');
+                            }
+                            word.push(c.to_ascii_lowercase());
+                        }
+                        assert!(names(&section, &word), "{file}: {word}");
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(fields > 70 && words > 30, "{fields} fields, {words} words");
+}
+
+#[test]
+fn keys_of_check() {
+    let mut seen = Keys::new();
+    json(&check::ready(), &["check"], &mut seen);
+    let host = Host::with_pair();
+    json(&host, &["check"], &mut seen);
+    expect_documented("check", &seen);
+    // What a finding is about: all that stand in the code.
+    let code: String = ["src/check.rs", "src/check/guests.rs", "src/check/install.rs", "src/check/platform.rs"]
+        .iter()
+        .chain(&["src/check/pools.rs"])
+        .map(|file| fs::read_to_string(source(file)).unwrap().split("#[cfg(test)]").next().unwrap().to_owned())
+        .collect();
+    let after = |start: &str| -> Vec<String> {
+        let texts = code.split(start).skip(1).map(str::trim_start);
+        texts.filter_map(|text| text.strip_prefix('"')?.split('"').next()).map(str::to_owned).collect()
+    };
+    let starts = ["ok(", "note(", "warning(", "failure(", "error(", "new("].map(|name| format!("Finding::{name}"));
+    let ids: BTreeSet<String> = starts.iter().flat_map(|start| after(start)).chain(after("const ID: &str =")).collect();
+    let section = part(&page("vfpool.8"), "SH", "JSON");
+    let told = tags(&section).into_iter().find(|(tag, _)| tag == "findings[].id").unwrap().1;
+    let bold = told.lines().filter(|line| line.starts_with(".BR "));
+    let words = bold.flat_map(|line| line[4..].split([' ', ',', '"', '.'])).filter(|word| !word.is_empty());
+    let told: BTreeSet<String> = words.filter(|word| *word != "or").map(str::to_owned).collect();
+    assert_eq!(told, ids);
+}
+
+#[test]
+fn keys_of_list() {
+    let mut seen = Keys::new();
+    // In each way that there is.
+    let host = list::host();
+    host.pool("gone", "<address type='pci' bus='9' slot='0' function='0'/>");
+    json(&host, &["list", "--groups"], &mut seen);
+    host.vfpool_with(&["rewrite"], host.definition("web").as_bytes()).run();
+    json(&host, &["list"], &mut seen);
+    // With what could not be given back, and without an IOMMU.
+    let host = Host::with_pair();
+    let xml = domain_with("web", &["0000:02:00.0"]);
+    host.prepare("web", &xml).ok();
+    host.faults("write errno EIO e1000e/bind");
+    host.release("web", &xml).ok();
+    json(&host, &["list"], &mut seen);
+    // A PF that a guest has, with managed='no'.
+    let host = Host::with_vfs(1);
+    host.prepare("demo", &domain("demo", &[hostdev(PF, false)])).ok();
+    host.pool("net", "<pf address='01:00.0' vfs='1'/>");
+    json(&host, &["list"], &mut seen);
+    expect_documented("list", &seen);
+    let states: BTreeSet<&str> = seen["DEVICE.state"].iter().map(String::as_str).collect();
+    assert_eq!(states, ["attention", "bridge", "foreign", "free", "leased", "missing", "parked"].into());
+}
+
+#[test]
+fn keys_of_explain() {
+    let mut seen = Keys::new();
+    let (first, second) = ("0000:02:00.0", "0000:02:00.1");
+    // A PF with VFs, one of which runs, and one that is asked for twice.
+    let host = Host::with_vfs(2);
+    host.put(&format!("sys/bus/pci/devices/{PF}/numa_node"), "1\n");
+    host.define("db", &asking("db", &vf(0)));
+    json(&host, &["explain", PF], &mut seen);
+    host.runs("db");
+    host.define("web", &definition("web", &[("net", 0), ("net", 7)], &[interface_at(&vf(0), 0)]));
+    for name in [&vf(0), "web", "db"] {
+        json(&host, &["explain", name], &mut seen);
+    }
+    host.define("other", &asking("other", &vf(1)));
+    host.runs("other");
+    host.put("run/vfpool/attention/web", "it is odd");
+    host.put("var/lib/libvirt/qemu/save/web.save", "");
+    json(&host, &["explain", "web"], &mut seen);
+    // A group with all that there may be in it, left behind by a guest that is gone.
+    let host = Host::with_pair();
+    host.add(Device::new("0000:02:00.3").behind("0000:00:02.0").group(8).driver("vfio-pci"));
+    host.add(Device::new("0000:02:01.0").bridge().group(8));
+    host.netdev(second, "enp2s0f1", true, &[]);
+    json(&host, &["explain", first], &mut seen);
+    let xml = domain("web", &[hostdev(first, false)]);
+    host.prepare("web", &xml).ok();
+    host.define("web", &xml);
+    json(&host, &["explain", "web"], &mut seen);
+    host.libvirtd_dies();
+    for name in ["web", first] {
+        json(&host, &["explain", name], &mut seen);
+    }
+    host.reconcile().ok();
+    host.route("enp2s0f1", "00000000", "00000000", 100);
+    for name in [first, second] {
+        json(&host, &["explain", name], &mut seen);
+    }
+    expect_documented("explain", &seen);
+}
+
+#[test]
+fn metrics_are_those_of_the_program() {
+    let metrics = Host::with_vfs(1).vfpool(&["list", "--metrics"]).stdout;
+    let sample = |line: &str| {
+        let (name, labels) =
+            line.rsplit_once(' ').unwrap().0.split_once('{').unwrap_or((line.split(' ').next().unwrap(), ""));
+        let labels: Vec<&str> =
+            labels.split(',').filter_map(|label| label.split_once('=')).map(|(name, _)| name).collect();
+        if labels.is_empty() { name.to_owned() } else { format!("{name}{{{}}}", labels.join(",")) }
+    };
+    let seen: BTreeSet<String> = metrics.lines().filter(|line| !line.starts_with('#')).map(sample).collect();
+    let section = part(&page("vfpool.8"), "SH", "METRICS");
+    let told = tags(&section);
+    assert_eq!(told.iter().map(|(tag, _)| tag.clone()).collect::<BTreeSet<_>>(), seen);
+    for (name, about) in told.iter().filter(|(name, _)| name.contains('{')) {
+        let (name, _) = name.split_once('{').unwrap();
+        let of_it = metrics.lines().filter(|line| line.starts_with(name));
+        for state in of_it.filter_map(|line| line.split_once("state=\"")?.1.split('"').next()) {
+            assert!(about.contains(state), "{name}: {state}");
+        }
+    }
+}
+
+#[test]
+fn guests_pools_and_devices_are_completed() {
+    let host = Host::with_vfs(2);
+    host.add(Device::new("0000:02:00.0").group(9));
+    host.define("web01", "");
+    host.define("my guest", "");
+    host.put("run/libvirt/qemu/transient.xml", "");
+    host.put("run/libvirt/qemu/web01.xml", "");
+    host.put("etc/libvirt/qemu/networks/default.xml", "");
+    host.put("etc/vfpool/pools.d/file.xml", "<network>\n <name> hostdev net </name>\n</network>");
+    host.put("etc/vfpool/pools.d/odd.xml", "<pool>");
+    let guests = "my\\ guest\nweb01\ntransient\n";
+    let pools = "hostdev\\ net\nnet\n";
+    let devices = "0000:01:00.0\n0000:01:10.0\n0000:01:10.1\n0000:02:00.0\n";
+    for (words, offered) in [
+        (&["start", ""] as &[&str], guests.to_owned()),
+        (&["start", "w"], "web01\n".into()),
+        (&["start", "W"], String::new()),
+        (&["start", "my\\ "], "my\\ guest\n".into()),
+        (&["start", "'my"], "my guest\n".into()),
+        (&["start", "--pass-fds", ""], String::new()),
+        (&["start", "--pass-fds", "3,4", "t"], "transient\n".into()),
+        (&["attach", "web01", ""], pools.into()),
+        (&["attach", "--rom-off", "web01", "n"], "net\n".into()),
+        (&["attach", "web01", "net", "--interface", ""], String::new()),
+        (&["attach", "--interface", "52", ":", "54", ":", "00", "web01", "n"], "net\n".into()),
+        (&["attach", "web01", "net", "--interface", "=", "52", ":", "54", "--l"], "--live\n".into()),
+        (&["attach", "web01", "net", "--live", "--co"], "--config\n".into()),
+        (&["attach", "web01", "net", "--live", "--li"], String::new()),
+        (&["detach", "web01", "net", ""], devices.into()),
+        (&["release", "web01", "01:1"], "10.0\n10.1\n".into()),
+        // As bash splits 0000:01:10 and 0000: for us.
+        (&["release", "web01", "0000", ":", "01", ":", "10"], "10.0\n10.1\n".into()),
+        (&["release", "web01", "0000", ":"], "01:00.0\n01:10.0\n01:10.1\n02:00.0\n".into()),
+        (&["adopt", "web01", "net", "pci_0000_02"], "pci_0000_02_00_0\n".into()),
+        (&["list", ""], pools.into()),
+        (&["list", "net", "h"], "hostdev\\ net\n".into()),
+        (&["dumpxml", "--interface", ""], format!("{pools}{devices}")),
+        (&["explain", ""], format!("{guests}{devices}eth3\n")),
+        (&["explain", "--guest", ""], guests.to_owned()),
+        (&["setup", ""], "0000:01:00.0\neth3\n".into()),
+        (&["start", "web01", ""], String::new()),
+        (&["start", "--", "-"], String::new()),
+        (&["nonsense", ""], String::new()),
+    ] {
+        assert_eq!(completed(&host, words), offered, "{words:?}");
+        // In a shell in which somebody has set what scripts trip over.
+        let odd = "set -u -f; shopt -s failglob nocasematch dotglob; IFS=e";
+        assert_eq!(completed_in(&host, &[&["vfpool"], words].concat(), odd), offered, "{words:?}");
+    }
+    // Where somebody has told readline to leave colons alone.
+    let words = ["vfpool", "release", "web01", "0000:01:10.1"];
+    assert_eq!(completed_in(&host, &words, "COMP_WORDBREAKS=' '"), "0000:01:10.1\n");
+    // Nothing to be seen, as by those who are not root, is no error, and keeps nothing else from being seen.
+    let unprivileged = Host::with_vfs(0);
+    for before in ["", "shopt -s failglob"] {
+        assert_eq!(completed_in(&unprivileged, &["vfpool", "explain", ""], before), "0000:01:00.0\neth3\n");
+    }
+    let empty = Host::new();
+    fs::remove_dir_all(empty.path("etc/libvirt")).unwrap();
+    fs::remove_dir_all(empty.path("sys")).unwrap();
+    for words in [&["start", ""], &["list", ""], &["explain", ""], &["setup", ""]] {
+        assert_eq!(completed(&empty, words), "");
+        assert_eq!(completed_in(&empty, &[&["vfpool"], words.as_slice()].concat(), "shopt -s failglob"), "");
+    }
+}
+
+#[test]
+fn a_name_is_completed_as_one_word_and_never_run() {
+    let host = Host::new();
+    let trace = host.path("run-by-bash");
+    let names =
+        [format!("$(:>{})", "run-by-bash"), "`x`".into(), "a\nb".into(), "it's".into(), "*".into(), "a:b".into()];
+    for name in &names {
+        host.define(name, "");
+    }
+    host.put("etc/vfpool/pools.d/x.xml", "<pool><name>$(:>run-by-bash) \u{1b}[2J</name></pool>");
+    let offered = completed(&host, &["start", ""]);
+    assert_eq!(offered.lines().count(), names.len(), "{offered}");
+    let pools = completed(&host, &["list", ""]);
+    assert_eq!(pools, "$'$(:>run-by-bash) \\E[2J'\n");
+    // What is offered is, on a command line, just the name.
+    let line = offered.lines().chain(pools.lines()).collect::<Vec<_>>().join(" ");
+    let mut bash = Command::new("/bin/bash");
+    bash.current_dir(host.path("")).args(["--norc", "-c", &format!("printf '%s\\0' {line}")]);
+    let words = String::from_utf8(bash.output().unwrap().stdout).unwrap();
+    let words: BTreeSet<&str> = words.split_terminator('\0').collect();
+    let expected = names.iter().map(String::as_str).chain(["$(:>run-by-bash) \u{1b}[2J"]);
+    assert_eq!(words, expected.collect());
+    assert!(!trace.exists());
+    // Between quotes, only what means nothing there.
+    assert_eq!(completed(&host, &["start", "\""]), "*\na:b\n");
+    assert_eq!(completed(&host, &["start", "a", ":"]), "b\n");
+}
