@@ -253,6 +253,18 @@ fn a_virsh_that_gives_no_answer_may_do_it_yet() {
 }
 
 #[test]
+fn what_a_virsh_is_just_doing_is_not_taken_for_undone() {
+    let host = host();
+    host.virsh_faults("attach-device sh kill -9 $(cut -d ' ' -f 4 /proc/$PPID/stat); sleep 1");
+    let killed = host.vfpool(&["attach", "web", "net", "--live"]);
+    assert_eq!(killed.code, None, "{}", killed.stderr);
+    host.virsh_faults("");
+    assert_eq!(host.recorded("claims"), [vf(0), vf(1)]);
+    host.reconcile().ok();
+    assert_eq!(host.recorded("claims"), [vf(0), vf(1)], "the guest has it by now");
+}
+
+#[test]
 fn killed_at_any_step_the_next_run_brings_all_in_line() {
     for (guest_has_it, arguments) in [
         (false, vec!["attach", "web", "nics", "--live", "--config"]),
