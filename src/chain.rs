@@ -160,7 +160,8 @@ pub fn install(host: &Host) -> Result<String> {
         .as_ref()
         .or(kept.as_ref())
         .map(|_| format!("; what was there is {} now, and called after it", earlier.display()));
-    let done = format!("{} -> {OURS}{}", hook.display(), after.unwrap_or_default());
+    let learns = "; libvirt learns of it by `systemctl reload libvirtd`";
+    let done = format!("{} -> {OURS}{}{learns}", hook.display(), after.unwrap_or_default());
     if host.is_dry() {
         return Ok(done);
     }
@@ -180,16 +181,16 @@ pub fn install(host: &Host) -> Result<String> {
 /// Takes ours away, and puts back the hook that was there before.
 pub fn remove(host: &Host) -> Result<String> {
     let (hook, earlier) = (host.hook(), host.earlier_hook());
-    if !is_ours(&hook) {
+    let (is_there, has_earlier) = (fs::symlink_metadata(&hook).is_ok(), fs::symlink_metadata(&earlier).is_ok());
+    if !is_ours(&hook) && (is_there || !has_earlier) {
         return Ok(format!("{} is not vfpool's; not touched", hook.display()));
     }
-    let has_earlier = fs::symlink_metadata(&earlier).is_ok();
     if !host.is_dry() {
         let done = if has_earlier { fs::rename(&earlier, &hook) } else { fs::remove_file(&hook) };
         done.map_err(|cause| Error::io("remove", &hook, &cause))?;
     }
     let now = if has_earlier { "the hook again that was there before vfpool" } else { "removed" };
-    Ok(format!("{} is {now}", hook.display()))
+    Ok(format!("{} is {now}; libvirt learns of it by `systemctl reload libvirtd`", hook.display()))
 }
 
 /// What nobody gives back when its guest stops, now that ours is not called any more; with the way to do it by hand.

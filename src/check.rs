@@ -117,10 +117,10 @@ impl Finding {
 
     /// An error's line ends with its remedy, as all of ours do.
     fn error(id: &'static str, state: State, error: &Error) -> Self {
-        let line = error.to_string();
-        match line.rsplit_once(". ") {
+        let split = error.what_to_do().map(|remedy| (error.reason(), remedy));
+        match split.or_else(|| error.reason().rsplit_once(". ")) {
             Some((what, remedy)) => Self::new(id, state, what).cured_by(remedy),
-            None => Self::new(id, state, line),
+            None => Self::new(id, state, error.reason()),
         }
     }
 

@@ -40,6 +40,11 @@ impl Error {
         Self { reason: one_line(&format!("{what}: {}", self.reason)), ..self }
     }
 
+    /// What to do about it, where that is told apart.
+    pub fn what_to_do(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
+
     /// What went wrong and why, without what to do about it.
     pub fn reason(&self) -> &str {
         &self.reason

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::event::{Events, Forecast, Taken};
 use crate::host::Host;
 use crate::lease::{Held, Role, State};
-use crate::process;
+use crate::process::{self, quoted};
 use crate::sysfs;
 use serde::Serialize;
 use std::fs;
@@ -322,8 +322,9 @@ pub fn explain(host: &Host, events: &Events, name: &str, only_guest: bool) -> Re
     let subject = match (is_guest, device) {
         (true, Some(address)) if host.device(address).exists() => {
             return Err(Error::new(format!(
-                "'{name}' is a guest, and the device {address}, too. Say `vfpool explain --guest {name}`, or \
+                "'{name}' is a guest, and the device {address}, too. Say `vfpool explain --guest {}`, or \
                  `vfpool explain {}`",
+                quoted(name),
                 address.nodedev_name()
             )));
         }

@@ -69,8 +69,10 @@ fn run(host: &Host, log: &Log, entries: &[String], only_news: bool) -> Result<Ve
     };
     let virsh = Virsh { host, log, limit: events.deadline() };
     let requests = Requests { host, log, events: &events, virsh: &virsh };
+    // What could not be ended now keeps nobody else waiting.
+    let mut unfinished = None;
     for note in about(request::ATTACHED) {
-        requests.finish(&note)?;
+        unfinished = requests.finish(&note).err().or(unfinished);
     }
     errors.extend(Hotplug { host, log, events: &events, virsh: &virsh }.settle()?);
     let parking = Parking { host, log, events: &events, virsh };
@@ -83,5 +85,13 @@ fn run(host: &Host, log: &Log, entries: &[String], only_news: bool) -> Result<Ve
             Err(error) => errors.push(error),
         }
     }
-    Ok(errors)
+    match unfinished {
+        None => Ok(errors),
+        Some(error) => {
+            for error in &errors {
+                log.error(error);
+            }
+            Err(error)
+        }
+    }
 }

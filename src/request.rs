@@ -122,6 +122,12 @@ impl Requests<'_> {
         };
         let members: Vec<&Device> = fixed.iter().filter(is_member).copied().collect();
         match (members.as_slice(), fixed.as_slice()) {
+            // One that is here is what it is; one that is not was left behind on another host.
+            ([], [device]) if crate::sysfs::identity(self.host, device.address)?.is_some() => {
+                let address = device.address;
+                Err(Error::new(format!("its only device, {address}, is none of pool '{}'", pool.name))
+                    .remedy(format!("If it is to become one all the same, say {address} after the pool")))
+            }
             ([device], _) | ([], [device]) => Ok(device),
             ([], []) if domain.requests.is_empty() => {
                 Err(Error::new("it has no PCI device; give it one with `vfpool attach`"))
@@ -227,7 +233,14 @@ impl Requests<'_> {
         if !definition::path(self.host, guest).exists() {
             return Ok(());
         }
-        if let Some(guest_address) = self.request(guest, pool, address.parse()?)? {
+        let about = |error: Error| error.during(format_args!("guest '{guest}'"));
+        if let Err(error) = definition::read(self.host, guest).and_then(|xml| Domain::parse(&xml).map(drop)) {
+            // Another time it is no better.
+            self.log.error(about(error.during(format_args!("{address} of pool '{pool}' stays a fixed device"))));
+            return Ok(());
+        }
+        let requested = address.parse().and_then(|address| self.request(guest, pool, address)).map_err(about)?;
+        if let Some(guest_address) = requested {
             self.log.warning(format_args!(
                 "guest '{guest}': a device of pool '{pool}', in the guest at {guest_address}, was attached by a command that \
                  did not end"

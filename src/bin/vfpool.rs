@@ -1,6 +1,7 @@
 //! `vfpool`: the admin's command.
 
 use clap::{Parser, Subcommand};
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use vfpool::address::PciAddress;
@@ -304,7 +305,7 @@ fn main() -> ExitCode {
     }
     let allowed = if is_real { expect_root() } else { Ok(()) };
     allowed.and_then(|()| run(&host, &log, &arguments.command)).unwrap_or_else(|error| {
-        eprintln!("vfpool: {error}");
+        complain(&error);
         ExitCode::FAILURE
     })
 }
@@ -432,7 +433,7 @@ fn setup(host: &Host, log: &Log, pfs: &[String], queued: bool) -> Result<()> {
     let setup = Setup::new(host, log);
     let report = if pfs.is_empty() { setup.all() } else { setup.pfs(pfs) };
     for warning in &report.warnings {
-        eprintln!("vfpool: warning: {warning}");
+        complain(&format!("warning: {warning}"));
     }
     all(report.failures)
 }
@@ -464,7 +465,7 @@ fn list(host: &Host, log: &Log, arguments: &ListArguments) -> Result<()> {
     match all(inventory.errors) {
         // The metrics tell of them, so the file that they are written to is to be used.
         Err(error) if *metrics => {
-            eprintln!("vfpool: {error}");
+            complain(&error);
             Ok(())
         }
         result => result,
@@ -479,11 +480,16 @@ fn written(result: io::Result<()>) -> Result<()> {
     }
 }
 
+/// A standard error that nobody reads is no reason to end.
+fn complain(line: &dyn Display) {
+    let _ = writeln!(io::stderr(), "vfpool: {line}");
+}
+
 /// The last of some failures, after the others were told.
 fn all(mut failures: Vec<Error>) -> Result<()> {
     let last = failures.pop();
     for error in failures {
-        eprintln!("vfpool: {error}");
+        complain(&error);
     }
     last.map_or(Ok(()), Err)
 }

@@ -149,7 +149,7 @@ fn memory(guest: &str, domain: &Domain, file: &Path) -> Option<Finding> {
     let definition: Definition = quick_xml::de::from_str(&domain.text()).ok()?;
     let limit = definition.memtune?.hard_limit?.kib()?;
     let memory = definition.memory.kib()?;
-    if limit >= memory + MORE {
+    if limit >= memory.saturating_add(MORE) {
         return None;
     }
     let (state, then) = if limit < memory {

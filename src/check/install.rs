@@ -6,7 +6,7 @@ use super::{Finding, State, boot};
 use crate::error::Error;
 use crate::host::Host;
 use crate::lease::Store;
-use crate::process::{Process, quoted};
+use crate::process::{self, Process, quoted};
 use crate::sysfs;
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -27,6 +27,9 @@ pub(super) fn findings(host: &Host, store: &Store) -> Vec<Finding> {
     findings
 }
 
+/// How long another program may take to tell something.
+const LIMIT: Duration = Duration::from_secs(10);
+
 /// The units that have to be enabled.
 const ENABLED: [&str; 4] =
     ["vfpool-setup.service", "vfpool-setup.path", "vfpool-reconcile.path", "vfpool-definitions.path"];
@@ -45,8 +48,9 @@ impl Systemd {
         let properties = ["-p", "Id", "-p", "ActiveState", "-p", "Result", "-p", "ExecReload"];
         let mut command = Command::new(host.path("bin/systemctl"));
         let command = command.arg("show").args(properties).args(units).env("TZ", "UTC").env("LC_ALL", "C");
-        let shown =
-            command.output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        // One that does not answer is as good as none.
+        let shown = process::communicate(command, b"", LIMIT);
+        let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
         let unit = |block: &str| -> Option<(String, BTreeMap<String, String>)> {
             let properties = block.lines().filter_map(|line| line.split_once('='));
             let properties: BTreeMap<String, String> =
@@ -161,7 +165,7 @@ fn hook(host: &Host, daemon: &Daemon, systemd: &Systemd) -> Vec<Finding> {
     let mut findings = Vec::new();
     let is_ours = (data.dev(), data.ino()) == (own_data.dev(), own_data.ino());
     if !is_ours {
-        let finding = foreign(&hook, &own, &link, daemon);
+        let finding = foreign(&hook, &own, daemon);
         if finding.state == State::Failure {
             return vec![finding];
         }
@@ -192,22 +196,16 @@ fn resolved(path: &Path) -> PathBuf {
 }
 
 /// A hook of somebody else may call ours.
-fn foreign(hook: &Path, own: &Path, link: &str, daemon: &Daemon) -> Finding {
+fn foreign(hook: &Path, own: &Path, daemon: &Daemon) -> Finding {
     const ID: &str = "hook";
     let text = fs::read(hook).unwrap_or_default();
     let name = b"vfpool-hook";
     if text.starts_with(b"#!") && text.windows(name.len()).any(|part| part == name) {
         return Finding::note(ID, "libvirt's hook is another one, which names ours").shown_by_file(hook);
     }
-    let aside = format!("mv {0} {0}.before && {link}", hook.display());
     Finding::failure(ID, "libvirt's hook is another one, so that a guest's devices are taken without us")
         .shown_by(format!("{} is not {}", hook.display(), own.display()))
-        .cured_by(format!(
-            "If nobody needs that one: {}. Else have it call {} with its own arguments and standard input, and end with that \
-             one's exit status",
-            daemon.then_reload(&aside),
-            own.display()
-        ))
+        .cured_by(format!("{}: that one is kept, and called after it", daemon.then_reload("vfpool hook install")))
 }
 
 /// AppArmor's profile of libvirtd runs what stands right in these folders unconfined. In the hooks' own folder, a program is
@@ -240,7 +238,8 @@ fn label(host: &Host, hook: &Path, own: &Path) -> Option<Finding> {
     if !host.path("sys/fs/selinux/enforce").exists() {
         return None;
     }
-    let asked = Command::new(host.path("sbin/restorecon")).arg("-nv").args([hook, own]).output().ok()?;
+    let mut command = Command::new(host.path("sbin/restorecon"));
+    let asked = process::communicate(command.arg("-nv").args([hook, own]), b"", LIMIT).ok()?;
     let said = String::from_utf8_lossy(&asked.stdout).into_owned();
     let line = said.lines().next()?;
     Some(

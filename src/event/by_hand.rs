@@ -6,6 +6,7 @@ use crate::address::PciAddress;
 use crate::error::{Error, Result};
 use crate::lease::{Held, Lease, State};
 use crate::needs;
+use crate::process;
 use crate::sysfs;
 use std::collections::BTreeSet;
 
@@ -67,7 +68,7 @@ impl Events<'_> {
 
     /// A guest that uses its devices, or is about to, keeps them.
     fn expect_over(&self, guest: &str, lease: &Lease, force: bool) -> Result<()> {
-        let quoted = format!("'{guest}'");
+        let quoted = process::quoted(guest);
         if lease.is_running(self.host, guest) {
             let pid = lease.qemu.as_ref().map_or_else(String::new, |qemu| format!(" (QEMU is process {})", qemu.pid));
             return Err(Error::new(format!(

@@ -11,6 +11,7 @@ use crate::lease::{Held, Lease, State};
 use crate::parked::Parked;
 use crate::plan::Refusal;
 use crate::pool::{OnBusy, Pool};
+use crate::process::quoted;
 use crate::queue::Queue;
 use crate::sysfs;
 use std::collections::{BTreeMap, BTreeSet};
@@ -192,7 +193,10 @@ impl Events<'_> {
         };
         let then = match pool.on_busy {
             OnBusy::Refuse => {
-                format!("it will be pointed at a free one: start it again in a moment, or run `vfpool start {guest}`")
+                format!(
+                    "it will be pointed at a free one: start it again in a moment, or run `vfpool start {}`",
+                    quoted(guest)
+                )
             }
             OnBusy::Restart => {
                 entries.push(format!("restart {guest}"));

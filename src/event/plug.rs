@@ -145,8 +145,11 @@ impl Events<'_> {
             let device = sysfs::identity(self.host, held.address)?;
             let is_own = assigned.iter().any(|device| device.address == held.address);
             let is_in_use = device.as_ref().is_some_and(|device| device.in_vfio_use);
-            let is_of_group = device.and_then(|device| device.group).is_some_and(|group| groups.contains(&group));
-            if is_own || is_in_use {
+            let group = device.and_then(|device| device.group);
+            let is_of_group = group.is_some_and(|group| groups.contains(&group));
+            // QEMU has the group before it has the device: with much memory to be pinned, for long.
+            let is_open = || group.map_or(Ok(None), |group| process::holder_of_group(self.host, group));
+            if is_own || is_in_use || !is_of_group && is_open()?.is_some() {
                 kept.push(held.clone());
             } else if is_of_group {
                 kept.push(Held { role: Role::Sibling, ..held.clone() });

@@ -2,6 +2,7 @@
 
 use super::{Action, Actor, Chosen, Device, Fate, Guest, GuestDevice, GuestState, Member, Pointer, Start, Verdict};
 use crate::lease::{Role, State};
+use crate::process::quoted;
 
 /// A line with its label.
 fn labelled(label: &str, text: impl AsRef<str>) -> String {
@@ -196,25 +197,25 @@ fn guest_device(device: &GuestDevice, refusal: &str) -> Vec<String> {
 }
 
 fn guest_start(guest: &Guest, start: &Start) -> Vec<String> {
-    let name = &guest.name;
+    let (name, word) = (&guest.name, quoted(&guest.name));
     if let Some(refusal) = &start.refusal {
-        return vec![format!("`virsh start {name}` would be refused:"), format!("  vfpool: guest '{name}': {refusal}")];
+        return vec![format!("`virsh start {word}` would be refused:"), format!("  vfpool: guest '{name}': {refusal}")];
     }
-    match steps(&format!("`virsh start {name}`"), start) {
-        lines if lines.is_empty() => vec![format!("`virsh start {name}` would have nothing to do here")],
+    match steps(&format!("`virsh start {word}`"), start) {
+        lines if lines.is_empty() => vec![format!("`virsh start {word}` would have nothing to do here")],
         lines => lines,
     }
 }
 
 fn choice(guest: &Guest, chosen: &Chosen) -> Vec<String> {
-    let name = &guest.name;
+    let (name, word) = (&guest.name, quoted(&guest.name));
     if let Some(refusal) = &chosen.refusal {
         return vec![
-            format!("`vfpool start {name}` would be refused:"),
+            format!("`vfpool start {word}` would be refused:"),
             format!("  vfpool: guest '{name}': {refusal}"),
         ];
     }
-    let heading = (!chosen.devices.is_empty()).then(|| format!("`vfpool start {name}` would choose:"));
+    let heading = (!chosen.devices.is_empty()).then(|| format!("`vfpool start {word}` would choose:"));
     let line = |choice: &super::Choice| format!("  {}  of pool '{}'", choice.address, choice.pool);
     heading.into_iter().chain(chosen.devices.iter().map(line)).collect()
 }

@@ -44,9 +44,11 @@ impl Pools {
                 let destroy = if is_active { format!("virsh net-destroy {quoted} && ") } else { String::new() };
                 warnings.push(Error::new(format!(
                     "libvirt's network '{name}' and pool '{}' both have {shared}, so a guest of one may get what a guest of the \
-                     other is to have. Use the pool in the network's place and run `{destroy}virsh net-undefine {quoted}`, or \
-                     take {shared} out of {}",
-                    pool.name,
+                     other is to have",
+                    pool.name
+                ))
+                .remedy(format!(
+                    "Use the pool in the network's place and run `{destroy}virsh net-undefine {quoted}`, or take {shared} out of {}",
                     pool.file.display()
                 )));
             }

@@ -18,16 +18,15 @@ fn a_guest_that_runs_or_is_being_started_keeps_its_devices() {
     let (host, before) = stuck();
     let pid = std::process::id();
     host.vfpool(&["release", "web"]).refused(&format!(
-        "guest 'web': it is being started by libvirtd (process {pid}). If `virsh domstate 'web'` says that it is not, say --force"
+        "guest 'web': it is being started by libvirtd (process {pid}). If `virsh domstate web` says that it is not, say --force"
     ));
     host.qemu_runs("web", 5000);
     for force in [&["release", "web"] as &[&str], &["release", "web", "02:00.0", "--force"]] {
-        host.vfpool(force).refused("guest 'web': it runs, and has its devices. Stop it first: virsh destroy 'web'");
+        host.vfpool(force).refused("guest 'web': it runs, and has its devices. Stop it first: virsh destroy web");
     }
     host.hook("web", "started", &domain_with("web", &[FIRST])).run().ok();
-    host.vfpool(&["release", "web", "--force"]).refused(
-        "guest 'web': it runs (QEMU is process 5000), and has its devices. Stop it first: virsh destroy 'web'",
-    );
+    host.vfpool(&["release", "web", "--force"])
+        .refused("guest 'web': it runs (QEMU is process 5000), and has its devices. Stop it first: virsh destroy web");
     assert_eq!(host.recorded("claims"), [FIRST, "0000:02:00.1"]);
     host.qemu_ends("web");
     assert_eq!(host.vfpool(&["release", "web", "--force"]).code, Some(0));

@@ -231,7 +231,7 @@ fn ours_is_installed_and_removed() {
         assert!(outcome.stdout.contains(said), "{said}: {}", outcome.stdout);
     };
     says("remove", "qemu is not vfpool's; not touched");
-    says("install", "qemu -> /usr/sbin/vfpool-hook\n");
+    says("install", "qemu -> /usr/sbin/vfpool-hook; libvirt learns of it by `systemctl reload libvirtd`\n");
     says("install", "is vfpool's already");
     assert_eq!(link(hook).as_deref(), Some("/usr/sbin/vfpool-hook"));
     says("remove", "qemu is removed");
@@ -259,6 +259,12 @@ fn ours_is_installed_and_removed() {
     assert_eq!((host.get(hook).as_deref(), host.get(earlier).as_deref()), (Some("#!/bin/bash"), Some("#!/bin/sh")));
     fs::remove_file(host.path(hook)).unwrap();
     says("install", "-> /usr/sbin/vfpool-hook");
+    says("remove", "is the hook again that was there before vfpool");
+    assert_eq!((host.get(hook).as_deref(), host.get(earlier)), (Some("#!/bin/sh"), None));
+
+    // Our link went away; theirs comes back all the same.
+    says("install", "what was there is");
+    fs::remove_file(host.path(hook)).unwrap();
     says("remove", "is the hook again that was there before vfpool");
     assert_eq!((host.get(hook).as_deref(), host.get(earlier)), (Some("#!/bin/sh"), None));
 

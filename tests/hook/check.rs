@@ -451,9 +451,7 @@ fn a_hook_of_somebody_else() {
         &host,
         &[
             "failure hook: libvirt's hook is another one, so that a guest's devices are taken without us | /etc/libvirt/hooks/qemu \
-           is not /usr/sbin/vfpool-hook | If nobody needs that one: Run `mv /etc/libvirt/hooks/qemu /etc/libvirt/hooks/qemu.before \
-           && ln -sfn /usr/sbin/vfpool-hook /etc/libvirt/hooks/qemu && systemctl reload libvirtd`. Else have it call \
-           /usr/sbin/vfpool-hook with its own arguments and standard input, and end with that one's exit status",
+           is not /usr/sbin/vfpool-hook | Run `vfpool hook install && systemctl reload libvirtd`: that one is kept, and called after it",
         ],
     );
     host.put(HOOK, "#!/bin/sh\nexec /usr/sbin/vfpool-hook \"$@\"\n");

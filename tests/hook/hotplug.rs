@@ -330,7 +330,7 @@ fn an_attach_that_was_killed_before_its_request_is_ended_by_the_next_run() {
     assert_eq!(host.queue(), ["attached 0000:01:10.0 web%2Fnet"]);
     assert!(!host.definition("web").contains("vfpool:"));
     host.virsh_faults("metadata fail cannot connect");
-    host.reconcile().refused("virsh metadata: cannot connect");
+    host.reconcile().refused("guest 'web': virsh metadata: cannot connect");
     assert_eq!(host.queue(), ["attached 0000:01:10.0 web%2Fnet"], "not forgotten");
     host.virsh_faults("");
     host.reconcile().ok_saying(
@@ -338,6 +338,20 @@ fn an_attach_that_was_killed_before_its_request_is_ended_by_the_next_run() {
     );
     assert!(host.definition("web").contains(METADATA));
     assert_eq!(host.queue(), [""; 0]);
+    // One whose definition is broken keeps nobody from being parked, and is told of once.
+    host.put("etc/libvirt/qemu/broken.xml", "<domain");
+    host.put("run/vfpool/queue/reconcile/attached 0000:01:10.0 broken%2Fnet", "");
+    host.define("db", &asking("db", &vf(0)));
+    let outcome = host.reconcile();
+    assert!(
+        outcome.stderr.contains("guest 'broken': 0000:01:10.0 of pool 'net' stays a fixed device"),
+        "{}",
+        outcome.stderr
+    );
+    assert_ne!(host.points_at("db"), host.points_at("web"));
+    assert_eq!(host.queue(), [""; 0]);
+    fs::remove_file(host.path("etc/libvirt/qemu/broken.xml")).unwrap();
+    fs::remove_file(host.path("etc/libvirt/qemu/db.xml")).unwrap();
     // What is not there, or asked for already, is left as it is; and so is a guest that is gone.
     let xml = host.definition("web");
     for entry in [

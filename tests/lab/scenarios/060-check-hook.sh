@@ -36,7 +36,8 @@ rm $hook
 printf '#!/bin/sh\nexit 0\n' >$hook
 chmod 755 $hook
 cure failure hook 'is another one'
-[[ -e $hook.before ]] || fail "the other hook was not kept"
+[[ -e $hook.before-vfpool ]] || fail "the other hook was not kept"
+rm $hook.before-vfpool
 # In its folder libvirtd's own profile holds it.
 ln -f /usr/sbin/vfpool-hook $hook
 systemctl reload libvirtd
