@@ -9,6 +9,8 @@ on_host() { "$LAB" run bash -c ". /run/lab/lib.sh; set -euo pipefail; $1"; }
 install() { "$LAB" install "$1"; }
 trap 'on_host "rm -f /etc/libvirt/hooks/qemu /etc/libvirt/hooks/qemu.before-vfpool; rpm -q vfpool >/dev/null && rpm -e vfpool; rm -rf /etc/vfpool"; install "$package"' EXIT
 
+# Other scenarios may have taken a file away.
+install "$package"
 on_host '
 rpm -q vfpool >/dev/null
 rpm --verify --nodeps vfpool
