@@ -31,7 +31,7 @@ unchanged() {
 }
 unchanged 0 'virsh attach-device' vfpool attach g1 passthrough --live --config --dry-run
 unchanged 0 'virsh detach-device' vfpool detach g1 passthrough --live --config --dry-run
-unchanged 0 "is now any device of pool 'passthrough'" vfpool adopt g2 passthrough --rom-off --dry-run
+unchanged 0 "is now any device of pool 'passthrough'" vfpool adopt g2 passthrough 02:00.0 --rom-off --dry-run
 unchanged 0 '0000:02:00.1: vfio-pci -> e1000e' vfpool release g2 --force --dry-run
 unchanged 0 '' vfpool reconcile --dry-run
 unchanged 0 '' vfpool setup --dry-run
@@ -51,7 +51,7 @@ unchanged 1 'it does not run; say --config instead of --live' vfpool attach g2 p
 unchanged 1 "it has no such device of pool 'passthrough' now" vfpool detach g1 passthrough 77:00.0 --live --force
 unchanged 1 'it runs (QEMU is process' vfpool release g1 --force
 unchanged 1 "guest 'g2': it is being started by libvirtd" vfpool release g2
-for command in 'attach g1 passthrough --live' 'adopt g2 passthrough' 'release g2 --force' reconcile setup 'start g2'; do
+for command in 'attach g1 passthrough --live' 'adopt g2 passthrough 02:00.0' 'release g2 --force' reconcile setup 'start g2'; do
     # shellcheck disable=SC2086
     unchanged 1 'vfpool: this needs root; run it with sudo' setpriv --reuid=65534 --clear-groups vfpool $command
 done
@@ -60,7 +60,7 @@ done
 live=$(devices_of g1)
 systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
 state() { snapshot_drivers; find /run/vfpool /etc/vfpool /etc/libvirt/qemu -not -type d -not -path '*/turns*' -printf '%p %i %s %T@\n' | sort; }
-for command in 'attach g1 passthrough --live' 'attach g1 passthrough --config' 'adopt g2 passthrough' 'detach g1 passthrough --live --force' \
+for command in 'attach g1 passthrough --live' 'attach g1 passthrough --config' 'adopt g2 passthrough 02:00.0' 'detach g1 passthrough --live --force' \
     'detach g1 passthrough --config'; do
     # shellcheck disable=SC2086
     unchanged 1 'ailed to connect' vfpool $command
