@@ -45,7 +45,8 @@ impl Systemd {
         let daemons = DAEMONS.iter().map(|(daemon, _)| format!("{daemon}.service"));
         let services = ["vfpool-reconcile.service", "vfpool-definitions.service"];
         let units = ENABLED.iter().chain(&services).map(|unit| (*unit).to_owned()).chain(daemons);
-        let properties = ["-p", "Id", "-p", "ActiveState", "-p", "Result", "-p", "ExecReload"];
+        let properties = ["Id", "ActiveState", "Result", "ExecReload", "StateChangeTimestamp"];
+        let properties = properties.iter().flat_map(|name| ["-p", *name]);
         let mut command = Command::new(host.path("bin/systemctl"));
         let command = command.arg("show").args(properties).args(units).env("TZ", "UTC").env("LC_ALL", "C");
         // One that does not answer is as good as none.
@@ -64,12 +65,17 @@ impl Systemd {
         self.0.get(unit)?.get(name).map(String::as_str)
     }
 
-    /// When systemd last had this unit reload; a second is the best it tells.
+    /// When systemd last started this unit or had it reload; a second is the best it tells. It forgets the run of `ExecReload`
+    /// when it reads its units again, and older ones tell of no change of state.
     fn reloaded(&self, unit: &str) -> Option<SystemTime> {
-        let reload = self.property(unit, "ExecReload")?;
-        let time = reload.split_once("start_time=[")?.1.split(']').next()?;
+        let run = self.property(unit, "ExecReload").and_then(|run| run.split_once("start_time=[")?.1.split(']').next());
+        let change = self.property(unit, "StateChangeTimestamp");
+        run.into_iter().chain(change).filter_map(Self::time).max()
+    }
+
+    fn time(text: &str) -> Option<SystemTime> {
         // Thu 2026-11-19 12:02:26 UTC
-        let mut words = time.split_whitespace().skip(1);
+        let mut words = text.split_whitespace().skip(1);
         let numbers = |text: &str, by: char| -> Option<[u64; 3]> {
             let numbers: Vec<u64> = text.split(by).map(|number| number.parse().ok()).collect::<Option<_>>()?;
             numbers.try_into().ok()

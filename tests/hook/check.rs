@@ -489,7 +489,11 @@ fn a_hook_that_came_after_libvirtd() {
     }
     // As systemd writes it.
     let now = std::process::Command::new("date").args(["-u", "+%a %Y-%m-%d %H:%M:%S UTC"]).output().unwrap();
-    systemd(&host, String::from_utf8(now.stdout).unwrap().trim(), "");
+    let now = String::from_utf8(now.stdout).unwrap().trim().to_owned();
+    systemd(&host, &now, "");
+    expect(&host, &[]);
+    // After `systemctl daemon-reload`.
+    systemd(&host, &format!("n/a]\\nStateChangeTimestamp={now}\\nX=["), "");
     expect(&host, &[]);
     systemd(&host, "n/a", "");
     libvirtd(&host, "libvirtd");
