@@ -51,9 +51,9 @@ fn main() -> ExitCode {
         output
     } else {
         let xml = xml.get_or_init(read).as_deref().unwrap_or_default();
-        match (chain.run(&arguments, xml, output), operation) {
-            (Ok(output), _) => output,
-            (Err(failed), operation) => {
+        match chain.run(&arguments, xml, output) {
+            Ok(output) => output,
+            Err(failed) => {
                 let _ = io::stderr().write_all(&failed.said);
                 if matches!(operation, Some("migrate" | "restore")) {
                     let _ = Events::new(&host, &log).cancel(&words[0]);

@@ -16,8 +16,7 @@ use crate::process;
 use crate::settings::Settings;
 use crate::sysfs;
 use std::ffi::OsString;
-use std::fs::{self, Metadata};
-use std::io;
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -53,6 +52,7 @@ impl<'a> Chain<'a> {
     /// The hooks that there are now; on most hosts none.
     pub fn find(host: &'a Host, log: &'a Log) -> Self {
         let mut hooks = vec![host.earlier_hook()];
+        hooks.retain(|path| is_executable(path));
         let folder = host.hook().with_extension("d");
         let mut names = sysfs::names(&folder).unwrap_or_default();
         names.sort_unstable();
@@ -61,7 +61,6 @@ impl<'a> Chain<'a> {
         if !scripts.is_empty() && libvirt_leaves_directory(host) {
             hooks.extend(scripts);
         }
-        hooks.retain(|path| is_executable(path));
         Self { host, log, hooks }
     }
 
@@ -115,7 +114,7 @@ impl<'a> Chain<'a> {
         let mut command = Command::new(hook);
         command.args(arguments).env(CHAINED, "1").process_group(0);
         let failed = |why: &str| Failed { said: format!("vfpool: {}: {why}\n", hook.display()).into_bytes(), code: 1 };
-        let output = process::communicate(&mut command, input, limit).map_err(|why| failed(&why))?;
+        let output = process::communicate(&mut command, input, limit).map_err(|cause| failed(&cause.to_string()))?;
         let status = output.status;
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
         match u8::try_from(code).unwrap_or(1) {
@@ -136,19 +135,14 @@ impl<'a> Chain<'a> {
 /// there none. Returns what was done, for the admin.
 pub fn install(host: &Host) -> Result<String> {
     let (hook, earlier) = (host.hook(), host.earlier_hook());
-    let io = |verb: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |cause: io::Error| Error::io(verb, &path, &cause)
-    };
     if is_ours(&hook) {
         return Ok(format!("{} is vfpool's already", hook.display()));
     }
     // Links are not followed: one to nowhere is somebody's, too.
-    let theirs = fs::symlink_metadata(&hook).ok();
-    let kept = fs::symlink_metadata(&earlier).ok();
-    let file = |data: &Metadata| (data.dev(), data.ino());
+    let file = |path: &Path| fs::symlink_metadata(path).ok().map(|data| (data.dev(), data.ino()));
+    let (theirs, kept) = (file(&hook), file(&earlier));
     // The same file under both names was left by one of us that was killed.
-    if theirs.is_some() && kept.is_some() && theirs.as_ref().map(file) != kept.as_ref().map(file) {
+    if theirs.is_some() && kept.is_some() && theirs != kept {
         return Err(Error::new(format!(
             "{} is another hook, and so is {}, which was there when vfpool came",
             hook.display(),
@@ -156,25 +150,22 @@ pub fn install(host: &Host) -> Result<String> {
         ))
         .remedy("Make one of the two, and run `vfpool hook install` again"));
     }
-    let after = theirs
-        .as_ref()
-        .or(kept.as_ref())
-        .map(|_| format!("; what was there is {} now, and called after it", earlier.display()));
+    let after = theirs.or(kept).map(|_| format!("; what was there is {} now, and called after it", earlier.display()));
     let learns = "; libvirt learns of it by `systemctl reload libvirtd`";
     let done = format!("{} -> {OURS}{}{learns}", hook.display(), after.unwrap_or_default());
     if host.is_dry() {
         return Ok(done);
     }
     if let Some(folder) = hook.parent() {
-        fs::create_dir_all(folder).map_err(io("make the folder", folder))?;
+        fs::create_dir_all(folder).map_err(|cause| Error::io("make the folder", folder, &cause))?;
     }
     if theirs.is_some() && kept.is_none() {
-        fs::hard_link(&hook, &earlier).map_err(io("link", &earlier))?;
+        fs::hard_link(&hook, &earlier).map_err(|cause| Error::io("link", &earlier, &cause))?;
     }
     let new = hook.with_extension("vfpool-new");
     let _ = fs::remove_file(&new);
-    symlink(OURS, &new).map_err(io("link", &new))?;
-    fs::rename(&new, &hook).map_err(io("write", &hook))?;
+    symlink(OURS, &new).map_err(|cause| Error::io("link", &new, &cause))?;
+    fs::rename(&new, &hook).map_err(|cause| Error::io("write", &hook, &cause))?;
     Ok(done)
 }
 
@@ -202,7 +193,7 @@ pub fn left_behind(store: &Store) -> Result<Vec<String>> {
             let before = held.driver.as_deref().unwrap_or("no driver");
             let mut remedies = Vec::new();
             if matches!(role, Role::Sibling | Role::Unmanaged) && held.driver.as_deref() != Some(VFIO_PCI) {
-                remedies.push(format!("virsh nodedev-reattach pci_{}", address.to_string().replace([':', '.'], "_")));
+                remedies.push(format!("virsh nodedev-reattach {}", address.nodedev_name()));
             }
             if held.numvfs > 0 {
                 remedies.push(format!("echo {} >/sys/bus/pci/devices/{address}/sriov_numvfs", held.numvfs));

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -103,27 +103,32 @@ pub fn qemu(host: &Host, guest: &str) -> Option<Process> {
 /// # Errors
 /// Why it has no exit status, for the caller's own line.
 pub fn run(program: &Path, arguments: &[&str], limit: Duration) -> Result<ExitStatus, String> {
-    communicate(Command::new(program).args(arguments), b"", limit).map(|output| output.status)
+    let ended = communicate(Command::new(program).args(arguments), b"", limit);
+    ended.map(|output| output.status).map_err(|cause| cause.to_string())
 }
 
 /// The same with something on its standard input, and what it has printed. What it leaves running in the background may
 /// keep its output open; that is not waited for. One that takes too long is killed, with all of its process group if it
 /// leads one.
-pub fn communicate(command: &mut Command, input: &[u8], limit: Duration) -> Result<Output, String> {
+///
+/// # Errors
+/// `TimedOut`, or why it cannot be run.
+pub fn communicate(command: &mut Command, input: &[u8], limit: Duration) -> io::Result<Output> {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|cause| cause.to_string())?;
+    let mut child = command.spawn()?;
     let (stdin, input) = (child.stdin.take(), input.to_vec());
     // One that does not read it all may still be content.
     thread::spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
     let (stdout, stderr) = (Collected::from(child.stdout.take()), Collected::from(child.stderr.take()));
     let deadline = Instant::now() + limit;
     loop {
-        match child.try_wait().map_err(|cause| cause.to_string())? {
+        match child.try_wait()? {
             Some(status) => return Ok(Output { status, stdout: stdout.text(), stderr: stderr.text() }),
             None if Instant::now() >= deadline => {
                 let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
                 let _ = child.kill();
-                return Err(format!("it has not ended for {} s", limit.as_secs_f32()));
+                let why = format!("it has not ended for {} s", limit.as_secs_f32());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
             None => thread::sleep(Duration::from_millis(2)),
         }
