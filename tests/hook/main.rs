@@ -25,6 +25,7 @@ mod races;
 mod refusals;
 mod requests;
 mod resolve;
+mod rhel7;
 mod scale;
 mod sriov;
 mod trouble;

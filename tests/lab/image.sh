@@ -9,7 +9,7 @@ image_packages() {
     echo libvirt-daemon-system libvirt-clients qemu-system-x86 apparmor
     # what scenarios look with, and what can make a host need a device (mounts, LVM, md, dm)
     echo iproute2 pciutils kmod lvm2 mdadm dmsetup e2fsprogs nvme-cli
-    echo strace hyperfine procps psmisc jq libxml2-utils rpm
+    echo strace procps psmisc jq libxml2-utils rpm
 }
 
 image_hash() {

@@ -1,0 +1,241 @@
+//! What RHEL 7 has that no emulated host has: Linux 3.10, libvirt 4.5, and systemd with udev 219.
+
+use crate::fakehost::guests::asking;
+use crate::fakehost::{Device, Host, domain_with};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const PF: &str = "0000:01:00.0";
+const VF: &str = "0000:01:10.0";
+const NVME: &str = "0000:06:00.0";
+
+/// A NIC and an NVMe disk that have SR-IOV and a NIC without, before they have drivers; the first two are in pools.
+fn host(change: fn(Device) -> Device) -> Host {
+    let host = Host::new();
+    host.add(change(Device::new(PF).id("8086:10c9").group(8).vfs("8086:10ca", &[(VF, 11), ("0000:01:10.2", 12)])));
+    let nvme = Device::new(NVME).id("1b36:0010").class(0x01_0802).group(20);
+    host.add(change(nvme.vfs("1b36:0010", &[("0000:06:00.1", 21)])));
+    host.add(change(Device::new("0000:02:00.0").group(9)));
+    host.pool("net", "<pf dev='eth3'/>");
+    host.pool("disks", "<pf address='06:00.0'/>");
+    host.ip_works();
+    host
+}
+
+fn old_kernel(device: Device) -> Device {
+    device.without_override().without_autoprobe()
+}
+
+/// One `KEY{argument}operator"value"` of a rule.
+struct Token {
+    key: String,
+    argument: String,
+    operator: String,
+    value: String,
+}
+
+impl Token {
+    fn parse(text: &str) -> Self {
+        let (left, value) = text.split_once('"').unwrap();
+        let name = left.trim_end_matches(['=', '!', '+']);
+        let (key, argument) = name.split_once('{').map_or((name, ""), |(key, rest)| (key, rest.trim_end_matches('}')));
+        let value = value.strip_suffix('"').unwrap();
+        Self { key: key.into(), argument: argument.into(), operator: left[name.len()..].into(), value: value.into() }
+    }
+
+    /// As fnmatch(3), with what our rules use of it: alternatives, `?*`, `[1-9]*`, and `*` at the end.
+    fn is_like(&self, found: &str) -> bool {
+        self.value.split('|').any(|pattern| match pattern {
+            "?*" => !found.is_empty(),
+            "[1-9]*" => found.starts_with(|c| ('1'..='9').contains(&c)),
+            _ => match pattern.strip_suffix('*') {
+                Some(start) => found.starts_with(start),
+                None => found == pattern,
+            },
+        })
+    }
+}
+
+/// What udev would run, and set in its database, at an event of the device in this folder of `/sys`: as systemd v219 reads
+/// our rules (`src/udev/udev-rules.c`). A key that it does not have, or that this does not know, panics.
+fn udev(host: &Host, action: &str, device: &str) -> Vec<String> {
+    let rules = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("udev/60-vfpool.rules")).unwrap();
+    let device = fs::canonicalize(host.path(device)).unwrap();
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let link = |path: &Path| fs::canonicalize(path).map(|target| name(&target)).unwrap_or_default();
+    let attribute = |path: &Path| fs::read_to_string(path).map(|text| text.trim_end().to_owned()).unwrap_or_default();
+    let (mut done, mut label) = (Vec::new(), None);
+    'rules: for rule in rules.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let tokens: Vec<Token> = rule.split(", ").map(Token::parse).collect();
+        if label.as_ref().is_some_and(|label| !tokens.iter().any(|token| token.key == "LABEL" && token.value == *label))
+        {
+            continue;
+        }
+        label = None;
+        // Those of which all parents' keys of the rule are true.
+        let mut parents: Vec<PathBuf> =
+            device.ancestors().filter(|path| path.join("subsystem").exists()).map(Path::to_owned).collect();
+        for token in &tokens {
+            let text = token.value.replace("$kernel", &name(&device));
+            let text = text.replace("$id", &parents.first().map(|path| name(path)).unwrap_or_default());
+            let holds = match (token.key.as_str(), token.operator.as_str()) {
+                ("ACTION", "==" | "!=") => token.is_like(action),
+                ("SUBSYSTEM", "==" | "!=") => token.is_like(&link(&device.join("subsystem"))),
+                ("DRIVER", "==" | "!=") => token.is_like(&link(&device.join("driver"))),
+                ("ATTR", "==" | "!=") => token.is_like(&attribute(&device.join(&token.argument))),
+                ("TEST", "==" | "!=") => match text.strip_prefix('/') {
+                    Some(below) => host.path(below).exists(),
+                    None => device.join(&text).exists(),
+                },
+                ("SUBSYSTEMS", "==") => {
+                    parents.retain(|path| token.is_like(&link(&path.join("subsystem"))));
+                    !parents.is_empty()
+                }
+                ("ATTRS", "==") => {
+                    parents.retain(|path| token.is_like(&attribute(&path.join(&token.argument))));
+                    !parents.is_empty()
+                }
+                ("PROGRAM", "==") => host.udev(&text.split(' ').skip(1).collect::<Vec<_>>()).code == Some(0),
+                ("RUN", "+=") => {
+                    done.push(text.strip_prefix("/usr/lib/udev/vfpool-device ").unwrap().to_owned());
+                    true
+                }
+                ("ENV", "=") => {
+                    done.push(format!("{}={text}", token.argument));
+                    true
+                }
+                ("GOTO", "=") => {
+                    label = Some(text);
+                    continue 'rules;
+                }
+                ("LABEL", "=") => true,
+                other => panic!("{other:?} in {rule}"),
+            };
+            if holds == (token.operator == "!=") {
+                continue 'rules;
+            }
+        }
+    }
+    done
+}
+
+/// The kernel's events from a card's appearance on, and what our rules make of them.
+#[test]
+fn without_bind_events_a_pf_is_known_by_its_interface() {
+    let device = |address: &str| format!("sys/bus/pci/devices/{address}");
+    for (kernel, change) in [("3.10", old_kernel as fn(Device) -> Device), ("later", |device| device)] {
+        let host = host(change);
+        // A driver comes after the event of the device itself, which so finds none.
+        for address in [PF, NVME, "0000:02:00.0"] {
+            assert_eq!(udev(&host, "add", &device(address)), [""; 0], "{kernel}, {address}");
+        }
+        host.move_to(PF, Some("igb"));
+        host.move_to(NVME, Some("nvme"));
+        host.move_to("0000:02:00.0", Some("e1000e"));
+        host.netdev(PF, "eth3", false, &[]);
+        host.netdev("0000:02:00.0", "eth4", false, &[]);
+        if kernel == "later" {
+            assert_eq!(udev(&host, "bind", &device(NVME)), [NVME]);
+            assert_eq!(udev(&host, "bind", &device(PF)), [""; 0], "its interface has no name yet");
+        }
+        assert_eq!(udev(&host, "add", "sys/class/net/eth3"), [PF], "{kernel}");
+        assert_eq!(udev(&host, "add", "sys/class/net/eth4"), [""; 0], "{kernel}");
+        // At boot udev goes through what was there before it, when it has its driver: a PF without an interface, too.
+        assert_eq!(udev(&host, "add", &device(NVME)), [NVME], "{kernel}");
+        assert_eq!(udev(&host, "remove", &device(NVME)), [""; 0], "{kernel}");
+
+        // Somebody makes VFs by hand.
+        host.make_vfs(PF, &[Some("igbvf")]);
+        host.netdev(VF, "eth5", false, &[]);
+        assert_eq!(udev(&host, "add", &device(VF)), [VF], "{kernel}");
+        assert_eq!(udev(&host, "add", "sys/class/net/eth5"), ["NM_UNMANAGED=1"], "{kernel}");
+        host.put("run/vfpool/making-vfs", "");
+        assert_eq!(udev(&host, "add", &device(VF)), [""; 0], "{kernel}: what the setup makes, it binds");
+    }
+}
+
+/// All in one: a guest of a pool on a host of that age, from the card's appearance to the guest's stop.
+#[test]
+fn a_guest_of_a_pool() {
+    let host = host(old_kernel);
+    let maps = "7f00 r-xp 00000000 08:01 1234 /usr/lib64/libvirt.so.0.4005.0\n";
+    host.put(&format!("proc/{}/maps", std::process::id()), maps);
+    host.move_to(PF, Some("igb"));
+    host.netdev(PF, "eth3", false, &[]);
+    for call in udev(&host, "add", "sys/class/net/eth3") {
+        host.udev(&[&call]).ok_silently();
+    }
+    assert_eq!(host.recorded("queue/setup"), [PF]);
+    host.vfpool(&["setup", "--queued"]);
+    assert_eq!(host.driver(VF).as_deref(), Some("vfio-pci"));
+    let ready = host.snapshot();
+    host.define("web", &asking("web", VF));
+    host.define("db", &asking("db", VF));
+    host.reconcile().ok();
+    host.runs("web");
+    host.runs("db");
+    let mut has = [host.points_at("web"), host.points_at("db")].concat();
+    has.sort_unstable();
+    assert_eq!(has, [VF, "0000:01:10.2"]);
+    host.stops("web");
+    host.stops("db");
+    host.assert_no_leases("after the stops");
+    host.assert_as(&ready, "after the stops");
+}
+
+/// libvirt before 10.5 tells no reason at `release`.
+#[test]
+fn a_release_without_a_reason_is_as_one_with() {
+    let told = ["-", "destroyed", "shutdown", "failed", "migrated", "crashed"].map(|reason| {
+        let host = Host::with_pair();
+        let before = host.snapshot();
+        let xml = domain_with("web", &["0000:02:00.0"]);
+        host.prepare("web", &xml).ok();
+        let outcome = host.hook_with(&["web", "release", "end", reason], xml.as_bytes()).run().ok();
+        host.assert_as(&before, reason);
+        host.assert_no_leases(reason);
+        outcome.stderr
+    });
+    assert!(told.iter().all(|one| one == &told[0]), "{told:?}");
+}
+
+/// The directives that systemd 219 knows, of those that we use, and the kinds of lines in tmpfiles.d.
+/// Source: systemd v219, `src/core/load-fragment-gperf.gperf.m4`, `src/tmpfiles/tmpfiles.c`.
+#[test]
+fn systemd_219_reads_the_units() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+    let known = [
+        ("Unit", &["Description", "Documentation", "Before", "After"][..]),
+        ("Service", &["Type", "ExecStartPre", "ExecStart", "TimeoutStartSec", "StartLimitInterval"]),
+        ("Path", &["PathChanged", "DirectoryNotEmpty"]),
+        ("Install", &["WantedBy"]),
+    ];
+    let mut units = 0;
+    for unit in fs::read_dir(folder.join("systemd")).unwrap() {
+        let path = unit.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let mut section = "";
+        let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+        for (index, line) in lines.iter().enumerate().filter(|(_, line)| !line.starts_with('#')) {
+            if let Some(name) = line.strip_prefix('[') {
+                section = name.trim_end_matches(']');
+                continue;
+            }
+            let (key, _) = line.split_once('=').unwrap();
+            let directives = known.iter().find(|(name, _)| *name == section).unwrap().1;
+            // It warns of a directive that it does not know, and goes on.
+            let is_told = index > 0 && lines[index - 1] == "# (systemd before 254 does not know this line.)";
+            assert!(directives.contains(&key) != is_told, "{}: {line}", path.display());
+        }
+        units += 1;
+    }
+    assert_eq!(units, 6);
+    let tmpfiles = fs::read_to_string(folder.join("tmpfiles.conf")).unwrap();
+    for line in tmpfiles.lines().filter(|line| !line.starts_with('#')) {
+        let fields: Vec<&str> = line.split(' ').collect();
+        assert!(
+            matches!(fields[..], ["d", path, "0700", "root", "root", "-"] if path.starts_with("/run/vfpool")),
+            "{line}"
+        );
+    }
+}
