@@ -387,7 +387,7 @@ impl Mover<'_> {
         if now.as_deref() == wanted {
             return Ok(());
         }
-        let (wanted, now, limit) = (on(wanted), on(now.as_deref()), self.limit.as_secs_f32());
+        let (wanted, now, limit) = (on(wanted), on(now.as_deref()), self.limit.as_secs());
         Err(Error::new(format!(
             "{address} should be {wanted} but is {now} after {limit} s; see `dmesg` for the driver's reason"
         )))

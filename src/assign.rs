@@ -1,7 +1,7 @@
 //! Which free device each stopped guest should point at. Pure.
 
 use crate::address::PciAddress;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// One pooled device of a stopped guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,11 +26,11 @@ pub fn assign(
 ) -> Vec<PciAddress> {
     let mut places =
         Places { wants, free, others, now: wants.iter().map(|want| want.current).collect(), shares: BTreeMap::new() };
-    let members: BTreeMap<&str, BTreeSet<&PciAddress>> =
-        free.iter().map(|(pool, members)| (*pool, members.iter().collect())).collect();
+    let members: HashSet<(&str, PciAddress)> =
+        free.iter().flat_map(|(pool, members)| members.iter().map(|address| (*pool, *address))).collect();
     let mut homeless = Vec::new();
     for (index, want) in wants.iter().enumerate() {
-        let is_free = members.get(want.pool).is_some_and(|free| free.contains(&want.current));
+        let is_free = members.contains(&(want.pool, want.current));
         let is_twice = wants[..index].iter().any(|other| other.guest == want.guest && other.current == want.current);
         let is_besides = others.get(want.guest).is_some_and(|others| others.contains(&want.current));
         if is_free && !is_twice && !is_besides {

@@ -20,7 +20,7 @@ use crate::settings::Settings;
 use crate::sysfs::{self, Look, Picture};
 use serde::Serialize;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 pub use watch::watch;
 
@@ -242,7 +242,7 @@ impl Inventory {
         let views: Vec<PoolView> = wanted.into_iter().map(|pool| view.pool(pool, &mut errors)).collect();
         let pool_errors = errors.len();
         errors.extend(settings_error);
-        let members: BTreeMap<PciAddress, &str> =
+        let members: HashMap<PciAddress, &str> =
             views.iter().flat_map(|pool| pool.devices().map(|device| (device.address, pool.name.as_str()))).collect();
         let is_part = !scope.pools.is_empty();
         let groups = scope.groups.then(|| view.groups(&views, &members, is_part)).transpose()?;
@@ -270,7 +270,10 @@ impl PoolView {
 
     /// How many of its devices stand in each way, by the name of that.
     fn count(&self) -> BTreeMap<&'static str, u64> {
-        let mut count: BTreeMap<&str, u64> = STATES.iter().map(|state| (*state, 0)).collect();
+        let mut count = BTreeMap::new();
+        for state in STATES {
+            count.insert(state, 0);
+        }
         for device in self.devices() {
             *count.entry(device.state.name()).or_default() += 1;
         }
@@ -492,7 +495,7 @@ impl View<'_> {
     }
 
     /// The devices of the leases that are in no pool.
-    fn others(&self, leases: &[LeaseView], members: &BTreeMap<PciAddress, &str>) -> Vec<DeviceView> {
+    fn others(&self, leases: &[LeaseView], members: &HashMap<PciAddress, &str>) -> Vec<DeviceView> {
         let holders = leases.iter().filter_map(|lease| self.availability.holder(&lease.guest));
         let held: BTreeSet<PciAddress> = holders
             .flat_map(|holder| holder.lease.devices.iter().map(|held| held.address).collect::<Vec<_>>())
@@ -505,11 +508,11 @@ impl View<'_> {
     fn groups(
         &self,
         pools: &[PoolView],
-        members: &BTreeMap<PciAddress, &str>,
+        members: &HashMap<PciAddress, &str>,
         of_members: bool,
     ) -> Result<Vec<GroupView>> {
         let pfs = pools.iter().flat_map(|pool| pool.pfs.iter().filter_map(|pf| Some((pf.address?, &pool.name))));
-        let pfs: BTreeMap<PciAddress, &String> = pfs.collect();
+        let pfs: HashMap<PciAddress, &String> = pfs.collect();
         let mut groups: BTreeMap<Option<u32>, Vec<DeviceView>> = BTreeMap::new();
         for address in sysfs::functions(self.host)? {
             let mut device = self.device(address);
@@ -529,7 +532,9 @@ impl View<'_> {
         }
         let mut groups: Vec<GroupView> =
             groups.into_iter().map(|(group, devices)| GroupView { group, devices }).collect();
-        groups.sort_by_key(|group| group.group.is_none());
+        if groups.first().is_some_and(|group| group.group.is_none()) {
+            groups.rotate_left(1);
+        }
         Ok(groups)
     }
 }

@@ -23,6 +23,7 @@ use crate::log::Log;
 use crate::process::{self, Process};
 use crate::sysfs::Device;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use quick_xml::DeError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -327,14 +328,15 @@ impl<'a> Store<'a> {
     }
 
     /// The lease of a guest, if there is one; why it is corrupt, if so.
-    fn read(&self, guest: &str) -> Result<Option<Result<Lease, quick_xml::DeError>>> {
+    fn read(&self, guest: &str) -> Result<Option<Result<Lease, DeError>>> {
         let path = self.path("leases", guest);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(cause) => return Err(Error::io("read", &path, &cause)),
         };
-        match quick_xml::de::from_reader::<_, Lease>(text.as_slice()) {
+        let text = str::from_utf8(&text).map_err(|cause| DeError::Custom(cause.to_string()));
+        match text.and_then(quick_xml::de::from_str::<Lease>) {
             Ok(lease) if lease.version != VERSION => {
                 let versions = format!("it has format {}, this vfpool knows {VERSION}", lease.version);
                 Err(Error::new(format!("Cannot use the lease {}: {versions}", path.display())))

@@ -15,7 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "parked")]
 pub struct Parked {
-    /// The guests, by name.
+    /// The guests, in the order of their names.
     #[serde(rename = "guest", default)]
     pub guests: Vec<Guest>,
 }
@@ -91,7 +91,18 @@ impl Parked {
 
     /// What is known of a guest.
     pub fn guest(&self, name: &str) -> Option<&Guest> {
-        self.guests.iter().find(|guest| guest.name == name)
+        self.place(name).ok().map(|place| &self.guests[place])
+    }
+
+    /// Replaces what is known of a guest.
+    pub fn put(&mut self, name: &str, guest: Option<Guest>) {
+        let place = self.place(name);
+        let (Ok(at) | Err(at)) = place;
+        self.guests.splice(at..at + usize::from(place.is_ok()), guest);
+    }
+
+    fn place(&self, name: &str) -> Result<usize, usize> {
+        self.guests.binary_search_by(|guest| guest.name.as_str().cmp(name))
     }
 
     /// Whether another guest's definition points at this device.

@@ -70,15 +70,14 @@ impl Parking<'_> {
 
     /// Reads the definitions that changed.
     fn look(&self, before: &Parked, run: &mut Run) -> Result<Parked> {
-        let known: BTreeMap<&str, &Guest> = before.guests.iter().map(|guest| (guest.name.as_str(), guest)).collect();
         let mut parked = Parked::default();
         for name in definition::names(self.host)? {
             let Some(stamp) = definition::stamp(&definition::path(self.host, &name)) else { continue };
-            match known.get(name.as_str()) {
-                Some(guest) if guest.stamp == stamp => parked.guests.push((*guest).clone()),
+            match before.guest(&name) {
+                Some(guest) if guest.stamp == stamp => parked.guests.push(guest.clone()),
                 _ => {
                     run.changed.insert(name.clone());
-                    let refused = known.get(name.as_str()).and_then(|guest| guest.refused);
+                    let refused = before.guest(&name).and_then(|guest| guest.refused);
                     parked.guests.push(Guest { refused, ..self.read(&name, stamp, run) });
                 }
             }
@@ -122,9 +121,7 @@ impl Parking<'_> {
         let stamp = definition::stamp(&definition::path(self.host, name));
         let refused = parked.guest(name).and_then(|guest| guest.refused);
         let new = stamp.map(|stamp| Guest { refused, ..self.read(name, stamp, run) });
-        parked.guests.retain(|guest| guest.name != name);
-        parked.guests.extend(new);
-        parked.guests.sort_by(|one, other| one.name.cmp(&other.name));
+        parked.put(name, new);
     }
 
     /// Whether libvirt would take the guest's definition for its next start only. One that is just being started is left
@@ -184,11 +181,11 @@ impl Parking<'_> {
             }
             free.insert(want.pool, members);
         }
-        let others = guests.iter().map(|guest| {
-            let others = guest.others.iter().map(|other| other.address);
-            (guest.name.as_str(), others.collect())
-        });
-        let places = assign(&wants, &free, &others.collect());
+        let mut others = BTreeMap::new();
+        for guest in &guests {
+            others.insert(guest.name.as_str(), guest.others.iter().map(|other| other.address).collect());
+        }
+        let places = assign(&wants, &free, &others);
         let moves = wants.iter().zip(keys).zip(places).filter(|((want, _), to)| want.current != *to);
         moves.map(|((want, key), to)| (want.guest.to_owned(), key, to)).collect()
     }

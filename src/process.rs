@@ -127,7 +127,7 @@ pub fn communicate(command: &mut Command, input: &[u8], limit: Duration) -> io::
             None if Instant::now() >= deadline => {
                 let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
                 let _ = child.kill();
-                let why = format!("it has not ended for {} s", limit.as_secs_f32());
+                let why = format!("it has not ended for {} s", limit.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
             None => thread::sleep(Duration::from_millis(2)),

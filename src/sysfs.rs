@@ -232,7 +232,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 pub fn write_error(path: &Path, value: &str, limit: Duration, cause: &io::Error) -> Error {
     let verb = format!("write '{}' to", value.trim());
     if cause.kind() == io::ErrorKind::TimedOut {
-        let hangs = format!("the kernel has not come back from it for {} s", limit.as_secs_f32());
+        let hangs = format!("the kernel has not come back from it for {} s", limit.as_secs());
         return Error::io(&verb, path, &io::Error::other(hangs));
     }
     Error::io(&verb, path, cause)
@@ -251,7 +251,7 @@ pub fn expect_answer(host: &Host, device: &Device, limit: Duration) -> Result<()
             "{} does not answer: its driver {} has been at something else for {} s. See `dmesg` for what hangs",
             device.address,
             device.driver.as_deref().unwrap_or("(none)"),
-            limit.as_secs_f32()
+            limit.as_secs()
         ))),
         // Anything else is for those to tell who need the attribute.
         _ => Ok(()),

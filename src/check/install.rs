@@ -8,7 +8,7 @@ use crate::host::Host;
 use crate::lease::Store;
 use crate::process::{self, Process, quoted};
 use crate::sysfs;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ const ENABLED: [&str; 4] =
 const DAEMONS: [(&str, &str); 2] = [("virtqemud", "virtqemud-sock"), ("libvirtd", "libvirt-sock")];
 
 /// What systemd knows of units: name to properties. Nothing where there is no systemd to ask.
-struct Systemd(BTreeMap<String, BTreeMap<String, String>>);
+struct Systemd(HashMap<String, HashMap<String, String>>);
 
 impl Systemd {
     fn ask(host: &Host) -> Self {
@@ -52,9 +52,9 @@ impl Systemd {
         // One that does not answer is as good as none.
         let shown = process::communicate(command, b"", LIMIT);
         let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        let unit = |block: &str| -> Option<(String, BTreeMap<String, String>)> {
+        let unit = |block: &str| -> Option<(String, HashMap<String, String>)> {
             let properties = block.lines().filter_map(|line| line.split_once('='));
-            let properties: BTreeMap<String, String> =
+            let properties: HashMap<String, String> =
                 properties.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
             Some((properties.get("Id")?.clone(), properties))
         };

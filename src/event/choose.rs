@@ -135,9 +135,10 @@ impl Events<'_> {
         parked: &Parked,
         is_free: impl Fn(PciAddress) -> Result<bool>,
     ) -> Result<Option<PciAddress>> {
-        let (mut members, _) = pool.members(self.host);
-        members.sort_by_cached_key(|address| parked.by_other_than(guest, *address));
-        for address in members {
+        let (members, _) = pool.members(self.host);
+        let (others, own): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|address| parked.by_other_than(guest, *address));
+        for address in own.into_iter().chain(others) {
             if is_free(address)? {
                 return Ok(Some(address));
             }

@@ -6,7 +6,7 @@
 use super::{OnBusy, PfName, Pool, Vfs};
 use crate::address::PciAddress;
 use quick_xml::escape::escape;
-use std::collections::BTreeSet;
+use std::fmt::Write;
 
 impl Pool {
     /// The pool with these members, of which guests have so many.
@@ -42,8 +42,13 @@ impl Pool {
 
 /// As XML has it, and nothing that a terminal would take for a command.
 fn text(text: &str) -> String {
-    let written = escape(text);
-    let reference = |control| format!("&#{};", u32::from(control));
-    let controls: BTreeSet<char> = written.chars().filter(|character| character.is_control()).collect();
-    controls.into_iter().fold(written.to_string(), |text, control| text.replace(control, &reference(control)))
+    let mut written = String::new();
+    for character in escape(text).chars() {
+        if character.is_control() {
+            let _ = write!(written, "&#{};", u32::from(character));
+        } else {
+            written.push(character);
+        }
+    }
+    written
 }
