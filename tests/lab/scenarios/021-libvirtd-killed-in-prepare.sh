@@ -18,7 +18,7 @@ kill_in_prepare() {
     rm -f /run/lab/prepared
     virsh start demo >/dev/null 2>&1 &
     wait_until 30 test -e /run/lab/prepared
-    systemctl kill --kill-whom=main --signal=KILL libvirtd
+    systemctl kill --kill-who=main --signal=KILL libvirtd
     wait || true
     wait_until 30 virsh -q list
     wait_until 30 eval '! pgrep -f "hooks/qemu demo prepare"'

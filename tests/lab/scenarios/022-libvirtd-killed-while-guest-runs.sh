@@ -5,7 +5,7 @@ set -euo pipefail
 define_guest demo "$(hostdev 02:00.0)"
 define_guest other "$(hostdev 02:00.1)"
 restart_libvirtd() {
-    systemctl kill --kill-whom=main --signal=KILL libvirtd
+    systemctl kill --kill-who=main --signal=KILL libvirtd
     wait_until 30 virsh -q list
     expect_state demo running
 }

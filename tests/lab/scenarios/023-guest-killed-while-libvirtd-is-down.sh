@@ -2,11 +2,18 @@
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
+# Until its last thread has let go of the devices.
+kill_qemu() {
+    local pid
+    pid=$(</run/libvirt/qemu/demo.pid)
+    kill -KILL "$pid"
+    wait_until 10 eval "! kill -0 $pid"
+}
+
 define_guest demo "$(hostdev 02:00.0)"
 start demo
 systemctl stop --quiet libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd
-pkill -KILL -f guest=demo
-wait_until 10 eval '! pgrep -f guest=demo'
+kill_qemu
 vfpool reconcile
 expect_driver 02:00.1 e1000e
 systemctl start libvirtd.socket libvirtd
@@ -15,8 +22,7 @@ wait_until 30 eval '[[ $(driver_of 02:00.0) == e1000e ]]'
 
 start demo
 systemctl stop --quiet libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd
-pkill -KILL -f guest=demo
-wait_until 10 eval '! pgrep -f guest=demo'
+kill_qemu
 systemctl start libvirtd.socket libvirtd
 wait_until 30 virsh -q list
 wait_until 30 eval '[[ $(driver_of 02:00.1) == e1000e && $(driver_of 02:00.0) == e1000e ]]'
