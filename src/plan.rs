@@ -219,7 +219,7 @@ impl<'a> Scene<'a> {
     fn assignable(&'a self, address: PciAddress) -> Result<(&'a Function, u32), Error> {
         let Some(function) = self.functions.get(&address) else {
             return Err(Error::new(format!("there is no PCI device {address} on this host"))
-                .remedy("Look with `lspci -D`, and correct the guest with `virsh edit`"));
+                .remedy("See `lspci -D` for what there is; a guest is corrected with `virsh edit`"));
         };
         if !function.device.is_endpoint() {
             return Err(Error::new(format!("{address} is a bridge, and only endpoints can be given to a guest"))

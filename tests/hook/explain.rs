@@ -797,7 +797,7 @@ fn names_that_cannot_be_explained() {
     }
     host.vfpool(&["explain", "a\nb\u{1b}[2J"]).refused(&nothing("a\\nb\\u{1b}[2J"));
     host.vfpool(&["explain", "0000:0b:00.0"]).refused(
-        "there is no PCI device 0000:0b:00.0 on this host. Look with `lspci -D`, and correct the guest with `virsh edit`",
+        "there is no PCI device 0000:0b:00.0 on this host. See `lspci -D` for what there is; a guest is corrected with `virsh edit`",
     );
     host.vfpool(&["explain", "eth3"]).refused(
         "'eth3' is a guest, and the device 0000:01:00.0, too. Say `vfpool explain --guest eth3`, or `vfpool explain \

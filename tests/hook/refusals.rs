@@ -88,7 +88,7 @@ fn a_device_that_cannot_be_given_away() {
     for (device, reason) in [
         (
             "0000:0b:00.0",
-            "there is no PCI device 0000:0b:00.0 on this host. Look with `lspci -D`, and correct the guest with `virsh edit`",
+            "there is no PCI device 0000:0b:00.0 on this host. See `lspci -D` for what there is; a guest is corrected with `virsh edit`",
         ),
         (
             "0000:00:02.0",
