@@ -280,9 +280,9 @@ impl Mover<'_> {
             && let Some(holder) = process::holder_of_group(self.host, group)?
         {
             return Err(Error::new(format!(
-                "Cannot give {address} back to the host: {holder} has its IOMMU group {group} open. It is tried again at the \
-                 next start or stop of a guest"
-            )));
+                "Cannot give {address} back to the host: {holder} has its IOMMU group {group} open"
+            ))
+            .remedy("It is tried again at the next start or stop of a guest"));
         }
         if device.driver_override.as_ref().is_some_and(|now| *now != held.driver_override) {
             self.restore_override(device, held)?;

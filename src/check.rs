@@ -115,13 +115,8 @@ impl Finding {
         Self::new(id, State::Failure, what)
     }
 
-    /// An error's line ends with its remedy, as all of ours do.
     fn error(id: &'static str, state: State, error: &Error) -> Self {
-        let split = error.what_to_do().map(|remedy| (error.reason(), remedy));
-        match split.or_else(|| error.reason().rsplit_once(". ")) {
-            Some((what, remedy)) => Self::new(id, state, what).cured_by(remedy),
-            None => Self::new(id, state, error.reason()),
-        }
+        Self { remedy: error.what_to_do().map(one_line), ..Self::new(id, state, error.reason()) }
     }
 
     fn shown_by(self, evidence: impl AsRef<str>) -> Self {
@@ -244,8 +239,9 @@ mod tests {
 
     #[test]
     fn nothing_makes_lines_of_its_own() {
-        let finding = Finding::error("pool", State::Failure, &Error::new("pool 'a\n\u{1b}[2Jb' is odd. Mend it"));
+        let finding =
+            Finding::error("pool", State::Failure, &Error::new("pool 'a\n\u{1b}[2Jb' is odd").remedy("Mend\nit"));
         assert_eq!(finding.what, "pool 'a\\n\\u{1b}[2Jb' is odd");
-        assert_eq!(finding.remedy.as_deref(), Some("Mend it"));
+        assert_eq!(finding.remedy.as_deref(), Some("Mend\\nit"));
     }
 }

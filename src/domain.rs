@@ -208,10 +208,8 @@ impl<'a> Domain<'a> {
         if device.kind == Kind::Interface || self.devices.iter().filter(|other| other.address == address).count() < 2 {
             return Ok(());
         }
-        Err(Error::new(format!(
-            "its definition has {address} twice, and libvirt does not tell the two apart. Give one of them another address \
-             with `virsh edit`"
-        )))
+        Err(Error::new(format!("its definition has {address} twice, and libvirt does not tell the two apart"))
+            .remedy("Give one of them another address with `virsh edit`"))
     }
 
     /// The whole text.

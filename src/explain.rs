@@ -321,9 +321,8 @@ pub fn explain(host: &Host, events: &Events, name: &str, only_guest: bool) -> Re
     let device = if only_guest { None } else { device_of(host, name) };
     let subject = match (is_guest, device) {
         (true, Some(address)) if host.device(address).exists() => {
-            return Err(Error::new(format!(
-                "'{name}' is a guest, and the device {address}, too. Say `vfpool explain --guest {}`, or \
-                 `vfpool explain {}`",
+            return Err(Error::new(format!("'{name}' is a guest, and the device {address}, too")).remedy(format!(
+                "Say `vfpool explain --guest {}`, or `vfpool explain {}`",
                 quoted(name),
                 address.nodedev_name()
             )));

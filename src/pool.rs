@@ -179,6 +179,11 @@ impl Line {
         Error::new(format!("Cannot use {} (pool '{}'): {why}", self.at, self.pool))
     }
 
+    fn no_function(&self) -> Error {
+        self.error("there is no PCI function at this address")
+            .remedy("Put the card back, or name one that `lspci -D` shows")
+    }
+
     fn has_member(&self, look: &dyn Look, device: &Device) -> bool {
         match &self.members {
             Members::VfsOf { pf, .. } => device.physfn.is_some_and(|physfn| pf.address(look) == Some(physfn)),
@@ -200,29 +205,27 @@ impl Line {
         let Members::VfsOf { pf, vfs } = &self.members else { return None };
         let resolve = || {
             let address = pf.address(look).ok_or_else(|| match pf {
-                PfName::Netdev(name) if look.host().netdev(name).exists() => self.error(format_args!(
-                    "the network interface {name} belongs to no PCI function. Name the interface of the card itself"
-                )),
-                PfName::Netdev(name) => self.error(format_args!(
-                    "there is no network interface {name}. Put the card back, or name one that `ip link` shows, or its address"
-                )),
+                PfName::Netdev(name) if look.host().netdev(name).exists() => self
+                    .error(format_args!("the network interface {name} belongs to no PCI function"))
+                    .remedy("Name the interface of the card itself"),
+                PfName::Netdev(name) => self
+                    .error(format_args!("there is no network interface {name}"))
+                    .remedy("Put the card back, or name one that `ip link` shows, or its address"),
                 PfName::Address(_) => unreachable!("an address is where it is"),
             })?;
             let folder = look.host().device(address);
             if !folder.exists() {
-                let why =
-                    "there is no PCI function at this address. Put the card back, or name one that `lspci -D` shows";
-                return Err(self.error(why));
+                return Err(self.no_function());
             }
             if let Some(pf) = look.physfn(address)? {
-                return Err(self.error(format_args!("{address} is itself a VF. Name its PF, which is {pf}")));
+                return Err(self
+                    .error(format_args!("{address} is itself a VF"))
+                    .remedy(format!("Name its PF, which is {pf}")));
             }
             if !folder.join("sriov_totalvfs").exists() {
-                let why = format!(
-                    "{address} has no SR-IOV. Switch it on in the firmware and the card's settings, or list the function as \
-                     <address>"
-                );
-                return Err(self.error(why));
+                return Err(self.error(format_args!("{address} has no SR-IOV")).remedy(
+                    "Switch it on in the firmware and the card's settings, or list the function as <address>",
+                ));
             }
             let netdev = match pf {
                 PfName::Netdev(name) => Some(name.clone()),
@@ -263,9 +266,8 @@ impl Pools {
     fn add(&mut self, mut pool: Pool, stem: &str) {
         if let Some(other) = self.pools.iter().find(|other| other.name == pool.name) {
             let (file, name, other) = (pool.file.display(), &pool.name, other.file.display());
-            let why =
-                format!("Cannot use {file}: {other} is the pool '{name}' already. Give one of them another <name>");
-            return self.refuse(stem, Error::new(why));
+            let error = Error::new(format!("Cannot use {file}: {other} is the pool '{name}' already"));
+            return self.refuse(stem, error.remedy("Give one of them another <name>"));
         }
         if let Some(before) = self.pools.last() {
             pool.earlier = before.earlier.iter().chain(&before.lines).cloned().collect();
@@ -302,7 +304,7 @@ impl Pools {
 /// Two lines have the same member: what to tell of the later one.
 fn overlap(line: &Line, what: impl fmt::Display, other: &Line) -> Error {
     let pool = if line.pool == other.pool { String::new() } else { format!(" of pool '{}'", other.pool) };
-    line.error(format_args!("{what} is listed already by {}{pool}. Remove one of the two", other.at))
+    line.error(format_args!("{what} is listed already by {}{pool}", other.at)).remedy("Remove one of the two")
 }
 
 impl Pool {
@@ -365,10 +367,9 @@ impl Pool {
         // An earlier pool may have single ones.
         vfs.retain(|vf| match self.earlier.iter().find(|line| line.is_function(*vf)) {
             Some(line) => {
-                errors.push(line.error(format_args!(
-                    "{vf} is a VF of a PF of pool '{}', too; it is in pool '{}' only. Remove one of the two lines",
-                    self.name, line.pool
-                )));
+                let what =
+                    format!("{vf} is a VF of a PF of pool '{}', too; it is in pool '{}' only", self.name, line.pool);
+                errors.push(line.error(what).remedy("Remove one of the two lines"));
                 false
             }
             None => true,
@@ -396,8 +397,7 @@ impl Pool {
     /// Whether an explicit address makes a member; `Ok(false)`: it is one without that.
     fn function(&self, look: &dyn Look, line: &Line, address: PciAddress) -> Result<bool> {
         let Some(device) = look.identity(address)? else {
-            let why = "there is no PCI function at this address. Put the card back, or name one that `lspci -D` shows";
-            return Err(line.error(why));
+            return Err(line.no_function());
         };
         if let Some(other) = self.earlier.iter().find(|other| other.has_member(look, &device)) {
             return Err(overlap(line, address, other));

@@ -193,11 +193,9 @@ impl<'a> Setup<'a> {
         // As long as another one may take for all its VFs.
         let limit = self.limit + Duration::from_secs(sysfs::totalvfs(self.host, pf)?.into());
         self.store.turn_of_pf(pf, limit)?.ok_or_else(|| {
-            Error::new(format!(
-                "Cannot set up {pf}: another `vfpool setup` has been at work on it for {} s, or hangs in the kernel. See \
-                 `dmesg`, and run it again",
-                limit.as_secs()
-            ))
+            let other = format!("another `vfpool setup` has been at work on it for {} s", limit.as_secs());
+            Error::new(format!("Cannot set up {pf}: {other}, or hangs in the kernel"))
+                .remedy("See `dmesg`, and run it again")
         })
     }
 
@@ -248,7 +246,7 @@ impl<'a> Setup<'a> {
             Ok(status) => status.to_string(),
             Err(why) => why,
         };
-        Err(Error::new(format!("Cannot bring up {netdev} with {}: {why}. Try it by hand", ip.display())))
+        Err(Error::new(format!("Cannot bring up {netdev} with {}: {why}", ip.display())).remedy("Try it by hand"))
     }
 
     /// Brings a PF to the number of VFs that its line asks for.
@@ -264,10 +262,8 @@ impl<'a> Setup<'a> {
         let now = device.numvfs;
         let wanted = pf.vfs.wanted(now, totalvfs);
         if wanted > totalvfs {
-            return Err(Error::new(format!(
-                "Cannot make {wanted} VFs of {}: it can have {totalvfs}. Mend {}, or allow more in the card's firmware",
-                pf.address, pf.at
-            )));
+            return Err(Error::new(format!("Cannot make {wanted} VFs of {}: it can have {totalvfs}", pf.address))
+                .remedy(format!("Mend {}, or allow more in the card's firmware", pf.at)));
         }
         if now == wanted {
             return Ok(has_changed);
@@ -277,10 +273,8 @@ impl<'a> Setup<'a> {
         };
         if !device.on_host_driver() {
             let driver = device.driver.as_deref().unwrap_or("no driver");
-            let why = format!(
-                "it is on {driver}, and only the PF's own driver makes VFs. Bind it to that, then run `vfpool setup`"
-            );
-            return Err(during(Error::new(why)));
+            let error = Error::new(format!("it is on {driver}, and only the PF's own driver makes VFs"));
+            return Err(during(error.remedy("Bind it to that, then run `vfpool setup`")));
         }
         if now > 0 {
             self.remove_vfs(device, mover).map_err(during)?;
@@ -292,7 +286,8 @@ impl<'a> Setup<'a> {
         }
         let made = sysfs::vfs_of(self.host, pf.address)?.len();
         if made != wanted as usize {
-            return Err(during(Error::new(format!("its driver made {made}. See `dmesg` for the reason"))));
+            let error = Error::new(format!("its driver made {made}"));
+            return Err(during(error.remedy("See `dmesg` for the reason")));
         }
         Ok(true)
     }
@@ -302,15 +297,15 @@ impl<'a> Setup<'a> {
         let vfs = sysfs::vfs_of(self.host, pf.address)?;
         for vf in &vfs {
             if let Some(need) = self.need(*vf)? {
-                let remedy = need.remedy();
-                return Err(Error::new(format!("{vf} is in use: {need}. {remedy}, then run `vfpool setup`")));
+                return Err(Error::new(format!("{vf} is in use: {need}"))
+                    .remedy(format!("{}, then run `vfpool setup`", need.remedy())));
             }
         }
         // No guest may take one between the look and the write.
         let _locked = self.store.lock()?;
         for vf in &vfs {
             if let Some(guest) = self.store.owner(*vf)? {
-                return Err(Error::new(format!("guest '{guest}' has {vf}. Stop it, then run `vfpool setup`")));
+                return Err(Error::new(format!("guest '{guest}' has {vf}")).remedy("Stop it, then run `vfpool setup`"));
             }
         }
         mover.set_numvfs(pf, 0)
@@ -354,11 +349,10 @@ impl<'a> Setup<'a> {
 
     fn expect_vfio(&self, mover: &Mover, vf: PciAddress) -> Result<()> {
         if sysfs::identity(self.host, vf)?.is_some_and(|device| device.group.is_none()) {
-            return Err(Error::new(format!(
-                "Cannot bind {vf} ({}) to {VFIO_PCI}: it has no IOMMU group. Switch the IOMMU on, in the firmware and with \
-                 intel_iommu=on (Intel) on the kernel's command line",
-                mover.user
-            )));
+            return Err(Error::new(format!("Cannot bind {vf} ({}) to {VFIO_PCI}: it has no IOMMU group", mover.user))
+                .remedy(
+                    "Switch the IOMMU on, in the firmware and with intel_iommu=on (Intel) on the kernel's command line",
+                ));
         }
         mover.load_vfio()
     }
@@ -385,11 +379,12 @@ impl<'a> Setup<'a> {
                 self.log.info(format_args!("{vf}: {before} -> {VFIO_PCI} ({})", mover.user));
                 Ok(Bound::Now)
             }
-            now => Err(Error::new(format!(
-                "Cannot bind {vf} ({}): {VFIO_PCI} does not take it, it is on {} now. See `dmesg` for the reason",
-                mover.user,
-                now.as_deref().unwrap_or("no driver")
-            ))),
+            now => {
+                let now = now.as_deref().unwrap_or("no driver");
+                let what =
+                    format!("Cannot bind {vf} ({}): {VFIO_PCI} does not take it, it is on {now} now", mover.user);
+                Err(Error::new(what).remedy("See `dmesg` for the reason"))
+            }
         }
     }
 }

@@ -248,11 +248,12 @@ pub fn expect_answer(host: &Host, device: &Device, limit: Duration) -> Result<()
     });
     match asked {
         Err(cause) if cause.kind() == io::ErrorKind::TimedOut => Err(Error::new(format!(
-            "{} does not answer: its driver {} has been at something else for {} s. See `dmesg` for what hangs",
+            "{} does not answer: its driver {} has been at something else for {} s",
             device.address,
             device.driver.as_deref().unwrap_or("(none)"),
             limit.as_secs()
-        ))),
+        ))
+        .remedy("See `dmesg` for what hangs")),
         // Anything else is for those to tell who need the attribute.
         _ => Ok(()),
     }

@@ -54,10 +54,10 @@ impl Events<'_> {
         let left = left.iter().flat_map(|lease| &lease.devices).find(|held| addresses.contains(&held.address));
         if let Some(held) = left {
             return Err(Error::new(format!(
-                "{} is libvirt's to give back, and libvirtd, which stops or starts the guest, still runs. If it has nothing to \
-                 do with the guest any more, say --force",
+                "{} is libvirt's to give back, and libvirtd, which stops or starts the guest, still runs",
                 held.address
-            )));
+            ))
+            .remedy("If it has nothing to do with the guest any more, say --force"));
         }
         self.tell_reconciler(guest);
         let addresses: Vec<String> = addresses.iter().map(PciAddress::to_string).collect();
@@ -71,15 +71,13 @@ impl Events<'_> {
         let quoted = process::quoted(guest);
         if lease.is_running(self.host, guest) {
             let pid = lease.qemu.as_ref().map_or_else(String::new, |qemu| format!(" (QEMU is process {})", qemu.pid));
-            return Err(Error::new(format!(
-                "it runs{pid}, and has its devices. Stop it first: virsh destroy {quoted}"
-            )));
+            return Err(Error::new(format!("it runs{pid}, and has its devices"))
+                .remedy(format!("Stop it first: virsh destroy {quoted}")));
         }
         if lease.state == State::Pending && lease.libvirt_lives(self.host) && !force {
             let pid = lease.starter.as_ref().map_or(0, |starter| starter.pid);
-            return Err(Error::new(format!(
-                "it is being started by libvirtd (process {pid}). If `virsh domstate {quoted}` says that it is not, say --force"
-            )));
+            return Err(Error::new(format!("it is being started by libvirtd (process {pid})"))
+                .remedy(format!("If `virsh domstate {quoted}` says that it is not, say --force")));
         }
         Ok(())
     }

@@ -23,9 +23,9 @@ pub(super) fn explain(host: &Host, events: &Events, address: PciAddress) -> Resu
             Err(refusal) => refusal.why,
             Ok(Forecast { left_by, .. }) => match left_by.first() {
                 Some(guest) => Error::new(format!(
-                    "{address} is not there, as guest '{guest}', which is gone, has left the PF that it belongs to. Run \
-                     `vfpool reconcile`"
-                )),
+                    "{address} is not there, as guest '{guest}', which is gone, has left the PF that it belongs to"
+                ))
+                .remedy("Run `vfpool reconcile`"),
                 None => Error::new(format!("{address} has just gone away")),
             },
         });

@@ -154,10 +154,8 @@ const MEND: &str = "Mend it (see `man vfpool-pool`)";
 impl<'a> Parser<'a> {
     fn pool(mut self) -> Result<Pool> {
         let Next::Element { start, is_empty } = self.next()? else {
-            return Err(Error::new(format!(
-                "Cannot use {}: it is empty. Write a <pool> into it, or remove it",
-                self.file.display()
-            )));
+            return Err(Error::new(format!("Cannot use {}: it is empty", self.file.display()))
+                .remedy("Write a <pool> into it, or remove it"));
         };
         let root = name_of(&start);
         if root != "pool" && root != "network" {
@@ -172,14 +170,14 @@ impl<'a> Parser<'a> {
                 "name" if name.is_none() => name = Some(self.content(&start, is_empty)?),
                 "uuid" => uuid = Some(self.content(&start, is_empty)?),
                 "forward" if forward.is_none() => forward = Some(self.forward(&start, is_empty)?),
-                "name" | "forward" => return Err(at.error("it is there twice. Remove one")),
+                "name" | "forward" => return Err(at.error("it is there twice").remedy("Remove one")),
                 _ => return Err(self.unknown(&start, "a pool has <name> and <forward>")),
             }
         }
         if let Next::Element { start, .. } = self.next()? {
             return Err(self.unknown(&start, "one file is one pool"));
         }
-        let missing = |what: &str| at_root.error(format_args!("{what} is missing. Add it"));
+        let missing = |what: &str| at_root.error(format_args!("{what} is missing")).remedy("Add it");
         let name =
             name.filter(|name| !name.is_empty()).ok_or_else(|| missing("<name>, by which guests ask for it,"))?;
         let Forward { managed, names_driver, mut lines } =
@@ -215,8 +213,8 @@ impl<'a> Parser<'a> {
                 "pf" => Some(self.pf(&start)?),
                 "address" => {
                     let address = self.attributes::<AddressXml>(&start)?.address();
-                    let why = "its numbers are no PCI address: bus to 0xff, slot to 0x1f, function to 7. Mend it";
-                    Some(Members::Function(address.ok_or_else(|| at.error(why))?))
+                    let why = "its numbers are no PCI address: bus to 0xff, slot to 0x1f, function to 7";
+                    Some(Members::Function(address.ok_or_else(|| at.error(why).remedy("Mend it"))?))
                 }
                 _ => return Err(self.unknown(&start, "<forward> has <pf> and <address>")),
             };
@@ -235,9 +233,8 @@ impl<'a> Parser<'a> {
             (Some(dev), None) if !dev.is_empty() && !dev.starts_with('.') && !dev.contains('/') => PfName::Netdev(dev),
             (None, Some(address)) => PfName::Address(address),
             _ => {
-                let why =
-                    "a PF has either dev='eth3' (its network interface) or address='0000:04:00.0'. Give it one of them";
-                return Err(self.place(start).error(why));
+                let why = "a PF has either dev='eth3' (its network interface) or address='0000:04:00.0'";
+                return Err(self.place(start).error(why).remedy("Give it one of them"));
             }
         };
         Ok(Members::VfsOf { pf, vfs })
@@ -255,7 +252,7 @@ impl<'a> Parser<'a> {
         self.depth -= 1;
         let element = &self.text[index(begin)..index(self.reader.buffer_position())];
         let text = quick_xml::de::from_str::<String>(element);
-        text.map(|text| text.trim().to_owned()).map_err(|cause| at.error(format_args!("{cause}. {MEND}")))
+        text.map(|text| text.trim().to_owned()).map_err(|cause| at.error(cause).remedy(MEND))
     }
 
     /// An element's attributes. serde knows which there are, and tells what is wrong.
@@ -263,7 +260,7 @@ impl<'a> Parser<'a> {
         let element = format!("<{}/>", String::from_utf8_lossy(start).trim_end());
         quick_xml::de::from_str(&element).map_err(|cause| {
             // As serde tells attributes from elements.
-            self.place(start).error(format_args!("{}. {MEND}", cause.to_string().replace("`@", "`")))
+            self.place(start).error(cause.to_string().replace("`@", "`")).remedy(MEND)
         })
     }
 
@@ -290,7 +287,8 @@ impl<'a> Parser<'a> {
                 Event::Text(text) if !text.iter().all(u8::is_ascii_whitespace) => {
                     self.begin += text.iter().take_while(|byte| byte.is_ascii_whitespace()).count() as u64;
                     let text = String::from_utf8_lossy(&text).trim().to_owned();
-                    return Err(self.place_of(&format!("the text '{text}'")).error("no text stands here. Remove it"));
+                    let at = self.place_of(&format!("the text '{text}'"));
+                    return Err(at.error("no text stands here").remedy("Remove it"));
                 }
                 _ => {}
             }
@@ -298,12 +296,13 @@ impl<'a> Parser<'a> {
     }
 
     fn unknown(&self, start: &BytesStart, known: &str) -> Error {
-        self.place(start).error(format_args!("this element is not known here; {known}. Remove it"))
+        self.place(start).error(format_args!("this element is not known here; {known}")).remedy("Remove it")
     }
 
     fn wrong_xml(&self, cause: &dyn fmt::Display) -> Error {
         let line = self.line(self.reader.error_position().max(self.begin));
-        Error::new(format!("Cannot use {}: it is no XML at line {line}: {cause}. Mend it", self.file.display()))
+        Error::new(format!("Cannot use {}: it is no XML at line {line}: {cause}", self.file.display()))
+            .remedy("Mend it")
     }
 
     /// Of the element just read.
