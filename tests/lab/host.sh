@@ -42,7 +42,7 @@ qemu_command() {
         -smp 2 -m "$LAB_MEMORY" -nodefaults -display none -pidfile qemu.pid -serial file:console.log
         -monitor unix:monitor,server=on,wait=off
         -kernel "$image/vmlinuz" -initrd "$image/initrd"
-        -append "root=/dev/vda rw console=ttyS0 quiet fsck.mode=skip mitigations=off cryptomgr.notests $tick $LAB_KERNEL"
+        -append "root=/dev/vda rw console=ttyS0 quiet fsck.mode=skip mitigations=off cryptomgr.notests sysrq_always_enabled $tick $LAB_KERNEL"
         -device "intel-iommu,intremap=on"
         -drive "if=none,id=root,file=$image/root.img,format=raw,cache=unsafe,$snapshot"
         -device "virtio-blk-pci,bus=pcie.0,addr=0x1,drive=root")

@@ -133,7 +133,7 @@ pack_root() {
     cp -L "$root"/boot/initrd.img-* "$out/initrd"
     rm -rf "$root"/boot/initrd.img-* "$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/*
     truncate -s 4G "$out/root.img"
-    PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$root" "$out/root.img"
+    PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -J size=16 -E lazy_itable_init=1 -d "$root" "$out/root.img"
 }
 
 # Boots the new image once for real and keeps what that wrote: host keys, AppArmor's compiled profiles and

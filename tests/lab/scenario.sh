@@ -37,13 +37,16 @@ leftovers() {
 }
 
 one_scenario() {
-    local file=$1 name before output start=$SECONDS status=0 left
+    local file=$1 name key before output start=$SECONDS status=0 left
     name=$(basename "$file" .sh)
     send_lib
     before=$(with_lib snapshot_drivers)
     output=$(run_scenario "$file" 2>&1) || status=$?
     if [[ $status -ne 0 ]] && ! answers; then
         note "$name: the emulated kernel stands still; once more, after a reset"
+        # What its CPUs are at, and who waits: on the console.
+        for key in l w; do monitor "sendkey alt-sysrq-$key" >/dev/null; done
+        mkdir -p "$LAB_LOGS" && cp "$run/console.log" "$LAB_LOGS/$name-still.log"
         status=0
         restore "$before" >/dev/null 2>&1
         output=$(run_scenario "$file" 2>&1) || status=$?
