@@ -365,6 +365,18 @@ reload_libvirtd() {
     virsh -q list >/dev/null
 }
 
+# Until libvirtd answers after a start. libvirt 7.0 may stand still then: it forks while its threads start, and the child, which
+# is still libvirtd, waits for ever for a lock of GLib's. Only that one is killed; systemd starts another.
+wait_for_libvirtd() {
+    local end=$((SECONDS + 90))
+    until timeout 20 virsh -q list >/dev/null 2>&1; do
+        [[ $? != 124 ]] || ! pgrep -x libvirtd -P "$(systemctl show --property MainPID --value libvirtd)" >/dev/null ||
+            systemctl kill --kill-who=main --signal=KILL libvirtd
+        ((SECONDS < end)) || fail "libvirtd: expected an answer within 90 s, found none"
+        sleep 0.1
+    done
+}
+
 # without_hook CMD...: runs CMD with the hook out of libvirtd's sight and puts it back whatever happens.
 without_hook() (
     hook=/etc/libvirt/hooks/qemu
@@ -385,14 +397,16 @@ no_leases() { [[ ! -d $leases || -z $(ls -A "$leases") ]]; }
 
 # For the driver: what nobody may leave behind, one line each.
 leftovers() {
-    virsh -q list --all | sed 's/^ *//; s/^/guest: /'
+    timeout 60 virsh -q list --all | sed 's/^ *//; s/^/guest: /'
     [[ ! -d $leases ]] || find "$leases" -type f -printf 'lease: %p\n'
 }
 
 # For the driver, as the package's scriptlets: make everyone see the files that were just copied.
 # install_rpm FILE: also an older one, or the same again. The host is a Debian, whose dependencies rpm does not know.
 install_rpm() {
-    rpm --upgrade --oldpackage --replacepkgs --nodeps --force-debian "$1"
+    local -a debian=()
+    [[ $(rpm --help) != *--force-debian* ]] || debian=(--force-debian)
+    rpm --upgrade --oldpackage --replacepkgs --nodeps "${debian[@]}" "$1"
 }
 
 after_install() {

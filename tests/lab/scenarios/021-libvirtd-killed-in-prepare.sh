@@ -20,7 +20,7 @@ kill_in_prepare() {
     wait_until 30 test -e /run/lab/prepared
     systemctl kill --kill-who=main --signal=KILL libvirtd
     wait || true
-    wait_until 30 virsh -q list
+    wait_for_libvirtd
     wait_until 30 eval '! pgrep -f "hooks/qemu demo prepare"'
     expect_state demo 'shut off'
     expect_driver 02:00.1 vfio-pci

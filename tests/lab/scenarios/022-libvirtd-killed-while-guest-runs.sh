@@ -6,7 +6,7 @@ define_guest demo "$(hostdev 02:00.0)"
 define_guest other "$(hostdev 02:00.1)"
 restart_libvirtd() {
     systemctl kill --kill-who=main --signal=KILL libvirtd
-    wait_until 30 virsh -q list
+    wait_for_libvirtd
     expect_state demo running
 }
 start demo

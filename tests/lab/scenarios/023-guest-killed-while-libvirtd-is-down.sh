@@ -17,14 +17,14 @@ kill_qemu
 vfpool reconcile
 expect_driver 02:00.1 e1000e
 systemctl start libvirtd.socket libvirtd
-wait_until 30 virsh -q list
+wait_for_libvirtd
 wait_until 30 eval '[[ $(driver_of 02:00.0) == e1000e ]]'
 
 start demo
 systemctl stop --quiet libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd
 kill_qemu
 systemctl start libvirtd.socket libvirtd
-wait_until 30 virsh -q list
+wait_for_libvirtd
 wait_until 30 eval '[[ $(driver_of 02:00.1) == e1000e && $(driver_of 02:00.0) == e1000e ]]'
 expect_state demo 'shut off'
 systemctl start libvirtd-ro.socket libvirtd-admin.socket

@@ -64,7 +64,7 @@ says 02:00.1 "    0000:02:00.0  vfio-pci   guest 'pair' has it" \
     "  leased to     guest 'pair' (active, sibling), was on e1000e" '  verdict       not free'
 says pair "guest 'pair' runs (pid $(cat /run/libvirt/qemu/pair.pid))" '  0000:02:00.1  give back to e1000e (sibling)'
 systemctl start libvirtd.socket libvirtd
-wait_until 30 virsh -q list
+wait_for_libvirtd
 refused_as_explained other "0000:02:00.1 is not free: guest 'pair' has 0000:02:00.0 of the same IOMMU group"
 stop pair
 
