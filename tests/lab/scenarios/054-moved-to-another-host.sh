@@ -46,9 +46,17 @@ systemctl start libvirtd-tcp.socket libvirtd.service"
 on_first 'is_reached() { (: </dev/tcp/host2/16509) 2>/dev/null; }
 wait_until 60 is_reached'
 
-# The output of the filter is what an offline migration defines. Nobody parks it meanwhile.
+# The output of the filter is what an offline migration defines. Nobody parks it meanwhile. libvirt 7.0 migrates no guest with
+# a PCI device, not even one that is off: there the filter is called as a later one does, and what it prints is defined.
 on_second 'systemctl stop vfpool-reconcile.path'
-on_first 'virsh -q migrate --offline --persistent migrated qemu+tcp://host2/system'
+migrate='virsh -q migrate --offline --persistent migrated qemu+tcp://host2/system'
+if [[ $("$LAB" run virsh --version) == 7.0.* ]]; then
+    on_first "expect_fails 'cannot migrate a domain with <hostdev' $migrate"
+    "$LAB" run virsh dumpxml --inactive migrated |
+        other run bash -c '/etc/libvirt/hooks/qemu migrated migrate begin - | virsh -q define /dev/stdin'
+else
+    on_first "$migrate"
+fi
 on_second '
 [[ $(parked_at migrated) == 0000:02:1* ]] || fail "migrated points at $(parked_at migrated)"
 virsh dumpxml --inactive migrated >/run/lab/after'
