@@ -27,3 +27,4 @@ expect_driver 02:00.1 vfio-pci
 bind 02:00.1 e1000e
 remove_guest demo
 remove_guest other
+systemd-tmpfiles --create vfpool.conf
