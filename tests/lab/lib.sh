@@ -366,11 +366,11 @@ reload_libvirtd() {
 }
 
 # Until libvirtd answers after a start. libvirt 7.0 may stand still then: it forks while its threads start, and the child, which
-# is still libvirtd, waits for ever for a lock of GLib's. Only that one is killed; systemd starts another.
+# is still libvirtd, waits for ever for a lock of GLib's. Only such a pair is killed; systemd starts another.
 wait_for_libvirtd() {
     local end=$((SECONDS + 90))
     until timeout 20 virsh -q list >/dev/null 2>&1; do
-        [[ $? != 124 ]] || ! pgrep -x libvirtd -P "$(systemctl show --property MainPID --value libvirtd)" >/dev/null ||
+        [[ $? != 124 ]] || ! pkill -KILL -x libvirtd -P "$(systemctl show --property MainPID --value libvirtd)" ||
             systemctl kill --kill-who=main --signal=KILL libvirtd
         ((SECONDS < end)) || fail "libvirtd: expected an answer within 90 s, found none"
         sleep 0.1
