@@ -18,7 +18,8 @@ hook() {
         'echo "$(basename "$0") $* $sibling $(xmllint --xpath "string(/domain/name)" - <<<"$xml")" >>$calls' "${2:-}" >"$1"
     chmod 755 "$1"
 }
-calls() { cat /run/lab/calls; rm -f /run/lab/calls; }
+# libvirt from 10.5 on tells at the release why the guest has stopped.
+calls() { sed 's/ release end destroyed / release end - /' /run/lab/calls; rm -f /run/lab/calls; }
 expect_calls() { diff <(printf '%s\n' "$@") <(calls) || fail "calls of the other hook"; }
 
 define_guest demo "$(hostdev 02:00.0)"
