@@ -365,6 +365,9 @@ reload_libvirtd() {
     virsh -q list >/dev/null
 }
 
+# What hooks are told at the release of a guest that was destroyed; libvirt before 10.5 tells no reason.
+destroyed() { if printf '%s\n' 10.5.0 "$(virsh --version)" | sort -V -C; then echo destroyed; else echo -; fi; }
+
 # Until libvirtd answers after a start. libvirt 7.0 may stand still then: it forks while its threads start, and the child, which
 # is still libvirtd, waits for ever for a lock of GLib's. Only such a pair is killed; systemd starts another.
 wait_for_libvirtd() {

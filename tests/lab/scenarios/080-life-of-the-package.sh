@@ -64,7 +64,7 @@ start demo
 expect_driver 02:00.1 vfio-pci
 stop demo
 expect_driver 02:00.1 e1000e
-expect_output "demo release end" cat /run/lab/theirs
+expect_output "demo release end $(destroyed)" cat /run/lab/theirs
 rpm --erase vfpool
 cmp /run/lab/kept /etc/libvirt/hooks/qemu
 [[ $(stat -c %a /etc/libvirt/hooks/qemu) == 755 ]]
