@@ -1,35 +1,35 @@
 # Part of the lab driver: the recipe of the emulated host's root file system.
-# Its text is hashed: any change here, or of a variable it is built from, means a new image.
+# Its commands are hashed: changing one of them, or a variable that they use, means a new image.
 # shellcheck shell=bash
 
 image_packages() {
-    # the host itself
+    # to boot
     echo linux-image-amd64 initramfs-tools zstd systemd-sysv udev dbus openssh-server
-    # apparmor: libvirtd and its guests must be confined as on a real Debian
+    # with apparmor, so that libvirtd and its guests are confined as on any Debian host
     echo libvirt-daemon-system libvirt-clients qemu-system-x86 apparmor
-    # what scenarios look with, and what can make a host need a device (mounts, LVM, md, dm)
+    # what scenarios inspect the host with, and what makes a host need a device (mounts, LVM, md, dm)
     echo iproute2 pciutils kmod lvm2 mdadm dmsetup e2fsprogs nvme-cli
     echo strace procps psmisc jq libxml2-utils rpm
 }
 
 image_hash() {
-    { cat "$lab_dir/image.sh"; echo "$LAB_SUITE $ssh_function"; } | sha256sum | cut -c1-16
+    { grep -v '^ *#' "$lab_dir/image.sh"; echo "$LAB_SUITE $ssh_function"; } | sha256sum | cut -c1-16
 }
 
 image_is_current() {
     [[ -f $image/recipe && $(<"$image/recipe") == "$(image_hash)" ]]
 }
 
-# Builds in a directory of its own and renames at the end: an interrupted build leaves no half image,
-# and a host that runs from the old one keeps its files.
+# Builds in a new directory and renames it at the end, so an interrupted build leaves no partial image,
+# and a host that runs from the old image keeps its files.
 build_image() {
     local work
     image_is_current && return
     [[ $EUID -eq 0 ]] || die "building the image of the emulated host needs root"
-    # We hold the lock: what is there is of a build that was killed.
+    # We hold the lock, so whatever is here was left by a killed build.
     rm -rf "$lab_target"/build.*
     work=$lab_target/build.$$
-    # shellcheck disable=SC2064 # the directory of this build, whatever $work is later
+    # shellcheck disable=SC2064 # expanded now: the directory of this build
     trap "rm -rf '$work'" EXIT
     mkdir -p "$work/image"
     ssh-keygen -q -t ed25519 -N '' -C lab -f "$work/image/key"
@@ -51,7 +51,7 @@ bootstrap() {
         /usr/share/initramfs-tools/{hooks,scripts/local-{block,bottom,top}}/{mdadm,lvm2,dmsetup})
     initrd_settings "$root.skeleton"
     sources=$(debian_sources "$LAB_SUITE")
-    # A machine of another release has no entry of this suite: use its own mirror with the suite's name.
+    # A machine with another release has no apt entry for this suite: use its own mirror with the suite's name.
     [[ -n $sources ]] || sources=$(debian_sources "$(codename)" | sed "s/ $(codename) main$/ $LAB_SUITE main/")
     [[ -n $sources ]] || die "no apt source of Debian found on this machine to build $LAB_SUITE from"
     mmdebstrap --mode=root --variant=apt --include="$(image_packages | xargs | tr ' ' ,)" \
@@ -63,7 +63,7 @@ bootstrap() {
     die "mmdebstrap failed; all of its output is in $lab_target/build.log"
 }
 
-# Goes in before the kernel is installed, so that its one initrd is already the small one:
+# Copied in before the kernel is installed, so the only initrd that is built is the small one:
 # the host boots from virtio alone.
 initrd_settings() {
     local dir=$1/etc/initramfs-tools
@@ -81,7 +81,7 @@ configure_root() {
     configure_network "$root"
     configure_libvirt "$root"
     mask_slow_units "$root"
-    # Not loaded for anything here, and each costs udev time at every boot.
+    # Nothing here uses these modules, and each one costs udev time at every boot.
     printf 'blacklist %s\n' psmouse pcspkr serio_raw iTCO_wdt cfg80211 joydev >"$root/etc/modprobe.d/lab.conf"
 }
 
@@ -89,11 +89,11 @@ configure_ssh() {
     local root=$1 key=$2
     install -d -m 700 "$root/root/.ssh"
     install -m 600 "$key" "$root/root/.ssh/authorized_keys"
-    # Many commands share one connection; PAM would only slow each of them.
+    # Many commands share one connection; PAM would slow each of them down.
     printf 'MaxSessions 100\nMaxStartups 100\nUsePAM no\n' >"$root/etc/ssh/sshd_config.d/lab.conf"
 }
 
-# networkd and not a one-shot: after an unbind and bind of the driver the host must be reachable again.
+# networkd and not a one-shot unit: the host must be reachable again after its driver was unbound and bound.
 configure_network() {
     local root=$1
     cat >"$root/etc/systemd/network/10-lab.network" <<-END
@@ -110,8 +110,8 @@ configure_network() {
     chroot "$root" systemctl --quiet enable systemd-networkd.service
 }
 
-# libvirt asks a starting QEMU for each of the 400 properties of its CPU, one by one: two thirds of the time that QEMU takes
-# to start when emulated. Without this capability it asks for all of them at once.
+# libvirt asks a starting QEMU for each of the 400 properties of its CPU, one by one. When emulated, that is two thirds
+# of the time that QEMU takes to start. Without this capability libvirt asks for all of them at once.
 configure_libvirt() {
     echo 'capability_filters = [ "cpu-unavailable-features" ]' >>"$1/etc/libvirt/qemu.conf"
 }
@@ -136,8 +136,8 @@ pack_root() {
     PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -J size=16 -E lazy_itable_init=1 -d "$root" "$out/root.img"
 }
 
-# Boots the new image once for real and keeps what that wrote: host keys, AppArmor's compiled profiles and
-# above all libvirt's answers from probing QEMU, else every fresh boot pays for them again.
+# Boots the new image once and keeps what that boot wrote: host keys, AppArmor's compiled profiles and
+# above all libvirt's cache of QEMU's capabilities. Otherwise every fresh boot would do this work again.
 bake() {
     note "first boot of the image"
     (
