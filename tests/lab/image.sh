@@ -112,8 +112,11 @@ configure_network() {
 
 # libvirt asks a starting QEMU for each of the 400 properties of its CPU, one by one. When emulated, that is two thirds
 # of the time that QEMU takes to start. Without this capability libvirt asks for all of them at once.
+# Debian's libvirtd ends after two idle minutes, and its socket starts another. Here it stays, so that a new pid always
+# means that libvirtd crashed or was stopped.
 configure_libvirt() {
     echo 'capability_filters = [ "cpu-unavailable-features" ]' >>"$1/etc/libvirt/qemu.conf"
+    echo 'LIBVIRTD_ARGS=' >>"$1/etc/default/libvirtd"
 }
 
 mask_slow_units() {
