@@ -1,11 +1,11 @@
 # Completion of vfpool for bash 4.2 and later, with and without the package bash-completion.
-# Only looks at files, runs no program, and says nothing where there is nothing to see.
+# Reads files only, runs no program, and prints no errors.
 # shellcheck shell=bash
 
 _vfpool() {
     local word
     COMPREPLY=()
-    # In a shell of its own, whose options are as they are needed here.
+    # In a subshell, which sets the shell options that this code needs.
     while IFS= read -r word; do COMPREPLY+=("$word"); done < <(_vfpool_words 2>/dev/null)
 }
 
@@ -30,7 +30,7 @@ _vfpool_options() {
     echo --help
 }
 
-# Prints what the word at the cursor may become, one a line, as it has to stand on the command line.
+# Prints the completions of the word at the cursor, one per line, quoted for the command line.
 _vfpool_words() {
     set +efux
     shopt -s nullglob
@@ -38,7 +38,7 @@ _vfpool_words() {
     IFS=$' \t\n'
     local root=${VFPOOL_ROOT-} command='' place=0 last='' only_places='' given=' ' index glue='' current=''
     local -a words=()
-    # An address is several words to readline, as a colon ends one; so is an option with = and a value.
+    # readline splits words at colons and =. Join the parts of addresses and of --option=value again.
     for ((index = 1; index <= COMP_CWORD; index++)); do
         if [[ ${#words[@]} -gt 0 && (-n $glue || ${COMP_WORDS[index]} == [:=]) ]]; then
             words[${#words[@]} - 1]+=${COMP_WORDS[index]}
@@ -50,7 +50,7 @@ _vfpool_words() {
     index=$((${#words[@]} - 1))
     current=${words[index]}
     unset "words[index]"
-    # Which command, and how many of its words that are no options are there already.
+    # Find the command, and count its arguments that are not options.
     for last in ${words[@]+"${words[@]}"}; do
         if [[ -z $only_places && $last == -- ]]; then
             only_places=yes
@@ -61,7 +61,7 @@ _vfpool_words() {
         elif [[ $given != *' --pass-fds ' && $given != *' --interface ' || $command == dumpxml ]]; then
             place=$((place + 1))
         else
-            # It was the value of the option before it.
+            # The value of the option before it.
             given+='- '
         fi
     done
@@ -70,7 +70,7 @@ _vfpool_words() {
         _vfpool_offer "$(_vfpool_options "$command")"
         return
     fi
-    # An option may have a value, which nobody can guess.
+    # The value of this option, a MAC address, cannot be guessed.
     if [[ -z $only_places && $last == --interface && $command == attach ]]; then return; fi
     case $command:$place in
         :*) _vfpool_offer 'check list explain dumpxml adopt attach detach start rewrite setup reconcile release hook help' ;;
@@ -89,7 +89,7 @@ _vfpool_words() {
     esac
 }
 
-# Words of ours, but for options that are given already.
+# Offers these words, except options that are on the command line already.
 _vfpool_offer() {
     local word
     for word in $1; do
@@ -98,21 +98,21 @@ _vfpool_offer() {
     return 0
 }
 
-# A name that may hold anything: it is one word on the command line, and nothing in it is run there.
+# Offers a name, which may contain any character. It is quoted as one word, so that the shell runs nothing in it.
 _vfpool_name() {
     local word quoted typed=${current#[\"\']} quote=
     [[ $typed == "$current" ]] || quote=${current:0:1}
     [[ -n $1 ]] || return 0
     printf -v quoted %q "$1"
     if [[ -n $quote ]]; then
-        # It stands between quotes, as long as these cannot end in it.
+        # Inside quotes, offer it only if it contains nothing that is special there.
         word=$1
         [[ $word == "$typed"* && $word != *[[:cntrl:]\"\'\$\`\\!]* ]] && printf '%s\n' "$word"
         return 0
     fi
     for word in "$quoted" "$1"; do
         [[ $word == "$current"* ]] || continue
-        # readline replaces what follows the last colon only.
+        # readline replaces only the part after the last colon.
         [[ ${COMP_WORDBREAKS-} != *:* ]] || quoted=${quoted#"${current%"${current##*:}"}"}
         printf '%s\n' "$quoted"
         return 0
@@ -140,7 +140,7 @@ _vfpool_pools() {
     return 0
 }
 
-# In the form that was begun.
+# Devices, in the notation that the user has begun to type.
 _vfpool_devices() {
     local device form
     for device in "$root"/sys/bus/pci/devices/*; do
@@ -161,7 +161,7 @@ _vfpool_netdevs() {
     for netdev in "$root"/sys/bus/pci/devices/*/net/*; do _vfpool_name "${netdev##*/}"; done
 }
 
-# What may have VFs, by address and by network interface.
+# Devices that can have VFs, by address and by network interface.
 _vfpool_pfs() {
     local pf netdev
     for pf in "$root"/sys/bus/pci/devices/*/sriov_totalvfs; do
