@@ -27,10 +27,9 @@ build_image() {
     image_is_current && return
     [[ $EUID -eq 0 ]] || die "building the image of the emulated host needs root"
     # We hold the lock, so whatever is here was left by a killed build.
-    rm -rf "$lab_target"/build.*
+    remove_builds
     work=$lab_target/build.$$
-    # shellcheck disable=SC2064 # expanded now: the directory of this build
-    trap "rm -rf '$work'" EXIT
+    trap remove_builds EXIT
     mkdir -p "$work/image"
     ssh-keygen -q -t ed25519 -N '' -C lab -f "$work/image/key"
     note "building the root image ($LAB_SUITE), some minutes"
@@ -41,8 +40,16 @@ build_image() {
     image_hash >"$work/image/recipe"
     rm -rf "$image"
     mv "$work/image" "$image"
-    rm -rf "$work"
+    remove_builds
     trap - EXIT
+}
+
+# A killed mmdebstrap leaves this machine's own /proc and /dev mounted in its root.
+remove_builds() {
+    local mounted
+    awk -v prefix="$lab_target/build." 'index($2, prefix) == 1 { print $2 }' /proc/self/mounts | tac |
+        while read -r mounted; do umount "$mounted"; done
+    rm -rf --one-file-system "$lab_target"/build.*
 }
 
 bootstrap() {
