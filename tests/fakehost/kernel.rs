@@ -17,8 +17,7 @@
 #![allow(unsafe_code, missing_docs)]
 #![allow(clippy::missing_safety_doc, clippy::missing_panics_doc)] // the C library's functions, documented there
 
-mod tree;
-
+use fakehost::tree::Tree;
 use nix::errno::Errno;
 use nix::libc::{
     self, AF_INET, AF_INET6, AT_FDCWD, O_CREAT, O_TRUNC, SYS_mkdirat, SYS_openat, SYS_readlinkat, SYS_renameat2,
@@ -33,7 +32,6 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
-use tree::Tree;
 
 type Result<T> = std::result::Result<T, Errno>;
 

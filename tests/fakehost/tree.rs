@@ -11,31 +11,31 @@ use std::path::{Component, Path, PathBuf};
 
 /// A PCI function as data. Addresses are full (`0000:02:00.1`), ids as `8086:10d3`.
 #[derive(Debug, Clone)]
-pub(crate) struct Function {
-    pub(crate) address: String,
-    pub(crate) id: String,
-    pub(crate) class: u32,
-    pub(crate) header_type: u8,
-    pub(crate) group: Option<u32>,
+pub struct Function {
+    pub address: String,
+    pub id: String,
+    pub class: u32,
+    pub header_type: u8,
+    pub group: Option<u32>,
     /// Whether this kernel has `driver_override` (from 3.16 on, and RHEL 7's).
-    pub(crate) has_override: bool,
+    pub has_override: bool,
     /// `sriov_totalvfs`; 0 for what is no PF.
-    pub(crate) totalvfs: u32,
+    pub totalvfs: u32,
     /// Whether this kernel has `sriov_drivers_autoprobe` (from 4.12 on).
-    pub(crate) has_autoprobe: bool,
+    pub has_autoprobe: bool,
 }
 
-pub(crate) struct Tree {
-    pub(crate) root: PathBuf,
+pub struct Tree {
+    pub root: PathBuf,
 }
 
 impl Tree {
-    pub(crate) fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
         self.root.join(below)
     }
 
     /// Makes a file appear with its whole content at once, as an attribute never reads half-changed.
-    pub(crate) fn put(&self, below: &str, text: impl AsRef<[u8]>) {
+    pub fn put(&self, below: &str, text: impl AsRef<[u8]>) {
         let path = self.path(below);
         self.folder(path.parent().unwrap());
         let temporary = self.path(format!("tmp-{}-{:?}", std::process::id(), std::thread::current().id()));
@@ -43,16 +43,16 @@ impl Tree {
         fs::rename(&temporary, &path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()));
     }
 
-    pub(crate) fn get(&self, below: impl AsRef<Path>) -> Option<String> {
+    pub fn get(&self, below: impl AsRef<Path>) -> Option<String> {
         Some(fs::read_to_string(self.path(below)).ok()?.trim_end().to_owned())
     }
 
-    pub(crate) fn folder(&self, below: impl AsRef<Path>) {
+    pub fn folder(&self, below: impl AsRef<Path>) {
         fs::create_dir_all(self.path(below)).unwrap();
     }
 
     /// A relative link at `at` to `to`, both below the root.
-    pub(crate) fn link(&self, at: &str, to: &str) {
+    pub fn link(&self, at: &str, to: &str) {
         self.folder(self.path(at).parent().unwrap());
         let up = Path::new(at).components().count() - 1;
         let above = Path::new(to).parent().unwrap().components();
@@ -62,7 +62,7 @@ impl Tree {
         symlink(target, self.path(at)).unwrap_or_else(|cause| panic!("{at}: {cause}"));
     }
 
-    pub(crate) fn unlink(&self, below: &str) {
+    pub fn unlink(&self, below: &str) {
         match fs::remove_file(self.path(below)) {
             Err(cause) if cause.kind() != ErrorKind::NotFound => panic!("{below}: {cause}"),
             _ => {}
@@ -70,11 +70,11 @@ impl Tree {
     }
 
     /// The last part of a link's target.
-    pub(crate) fn points_to(&self, below: impl AsRef<Path>) -> Option<String> {
+    pub fn points_to(&self, below: impl AsRef<Path>) -> Option<String> {
         Some(fs::read_link(self.path(below)).ok()?.file_name()?.to_str()?.to_owned())
     }
 
-    pub(crate) fn names(&self, below: impl AsRef<Path>) -> Vec<String> {
+    pub fn names(&self, below: impl AsRef<Path>) -> Vec<String> {
         let entries = fs::read_dir(self.path(below)).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_str().unwrap().to_owned()).collect();
         names.sort_unstable();
@@ -82,31 +82,31 @@ impl Tree {
     }
 
     /// The real folder of a device, below the root (`sys/devices/pci0000:00/…`).
-    pub(crate) fn device(&self, address: &str) -> Option<String> {
+    pub fn device(&self, address: &str) -> Option<String> {
         let real = fs::canonicalize(self.path(format!("sys/bus/pci/devices/{address}"))).ok()?;
         Some(real.strip_prefix(&self.root).unwrap().to_str().unwrap().to_owned())
     }
 
-    pub(crate) fn attribute(&self, address: &str, name: &str) -> Option<String> {
+    pub fn attribute(&self, address: &str, name: &str) -> Option<String> {
         self.get(format!("sys/bus/pci/devices/{address}/{name}"))
     }
 
-    pub(crate) fn driver(&self, address: &str) -> Option<String> {
+    pub fn driver(&self, address: &str) -> Option<String> {
         self.points_to(format!("sys/bus/pci/devices/{address}/driver"))
     }
 
     /// The override in force.
-    pub(crate) fn driver_override(&self, address: &str) -> Option<String> {
+    pub fn driver_override(&self, address: &str) -> Option<String> {
         self.attribute(address, "driver_override").filter(|text| text != "(null)" && !text.is_empty())
     }
 
-    pub(crate) fn set_driver_override(&self, address: &str, driver: Option<&str>) {
+    pub fn set_driver_override(&self, address: &str, driver: Option<&str>) {
         let folder = self.device(address).unwrap();
         self.put(&format!("{folder}/driver_override"), format!("{}\n", driver.unwrap_or("(null)")));
     }
 
     /// Makes a device in `parent`, a folder below the root, without a driver.
-    pub(crate) fn add(&self, function: &Function, parent: &str) {
+    pub fn add(&self, function: &Function, parent: &str) {
         let Function { address, id, .. } = function;
         let folder = format!("{parent}/{address}");
         let (vendor, device) = id.split_once(':').unwrap();
@@ -138,7 +138,7 @@ impl Tree {
     }
 
     /// Takes a device without a driver out of the tree.
-    pub(crate) fn remove(&self, address: &str) {
+    pub fn remove(&self, address: &str) {
         let folder = self.device(address).unwrap();
         if let Some(group) = self.points_to(format!("{folder}/iommu_group")) {
             let group = format!("sys/kernel/iommu_groups/{group}");
@@ -152,7 +152,7 @@ impl Tree {
     }
 
     /// A host driver enables its device; vfio-pci does that only when somebody opens it.
-    pub(crate) fn bind(&self, address: &str, driver: &str) {
+    pub fn bind(&self, address: &str, driver: &str) {
         let folder = self.device(address).unwrap();
         self.put(&format!("{folder}/enable"), if driver.contains("vfio") { "0\n" } else { "1\n" });
         let driver = format!("sys/bus/pci/drivers/{driver}");
@@ -160,7 +160,7 @@ impl Tree {
         self.link(&format!("{folder}/driver"), &driver);
     }
 
-    pub(crate) fn unbind(&self, address: &str) {
+    pub fn unbind(&self, address: &str) {
         let Some(driver) = self.driver(address) else { return };
         self.put(&format!("{}/enable", self.device(address).unwrap()), "0\n");
         self.unlink(&format!("sys/bus/pci/devices/{address}/driver"));
@@ -168,7 +168,7 @@ impl Tree {
     }
 
     /// The functions that a PF can have, `hw/sriov/PF`, one a line: address, id, class, group or `-`.
-    pub(crate) fn vfs(&self, pf: &str) -> Vec<Function> {
+    pub fn vfs(&self, pf: &str) -> Vec<Function> {
         let table = self.get(format!("hw/sriov/{pf}")).unwrap_or_default();
         let vfs = table.lines().map(|line| {
             let field: Vec<&str> = line.split(' ').collect();
@@ -187,7 +187,7 @@ impl Tree {
     }
 
     /// Makes the first `count` VFs of a PF, without drivers.
-    pub(crate) fn make_vfs(&self, pf: &str, count: usize) {
+    pub fn make_vfs(&self, pf: &str, count: usize) {
         let folder = self.device(pf).unwrap();
         let parent = Path::new(&folder).parent().unwrap().to_str().unwrap();
         for (index, vf) in self.vfs(pf).iter().take(count).enumerate() {
@@ -198,7 +198,7 @@ impl Tree {
         self.put(&format!("{folder}/sriov_numvfs"), format!("{count}\n"));
     }
 
-    pub(crate) fn remove_vfs(&self, pf: &str) {
+    pub fn remove_vfs(&self, pf: &str) {
         let folder = self.device(pf).unwrap();
         for link in self.names(&folder).iter().filter(|name| name.starts_with("virtfn")) {
             let vf = self.points_to(format!("{folder}/{link}")).unwrap();

@@ -16,10 +16,8 @@
 //! refusals, the boot order that comes by itself, the exit status of a batch.
 #![allow(unsafe_code, missing_docs)]
 
-#[allow(dead_code)] // the fake host's builder uses the rest
-mod tree;
-mod xml;
-
+use fakehost::tree::Tree;
+use fakehost::xml::Node;
 use nix::libc;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -29,8 +27,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
-use tree::Tree;
-use xml::Node;
 
 type Result<T, E = String> = std::result::Result<T, E>;
 

@@ -8,20 +8,20 @@ use std::fmt::Write;
 use std::ops::Range;
 
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Node {
-    pub(crate) name: String,
-    pub(crate) attributes: Vec<(String, String)>,
-    pub(crate) children: Vec<Node>,
-    pub(crate) text: String,
+pub struct Node {
+    pub name: String,
+    pub attributes: Vec<(String, String)>,
+    pub children: Vec<Node>,
+    pub text: String,
     /// The whole element, in bytes of the text.
-    pub(crate) range: Range<usize>,
+    pub range: Range<usize>,
     /// Where its end tag begins; the end of an element that has none.
-    pub(crate) inner_end: usize,
+    pub inner_end: usize,
 }
 
 impl Node {
     /// The root element.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let mut reader = quick_xml::Reader::from_str(text);
         let mut open = vec![Self::default()];
         let offset = |position: u64| usize::try_from(position).unwrap();
@@ -65,17 +65,17 @@ impl Node {
         Ok(Self { name: text(tag.name().as_ref()), attributes, range, ..Self::default() })
     }
 
-    pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
+    pub fn attribute(&self, name: &str) -> Option<&str> {
         let mut attributes = self.attributes.iter();
         attributes.find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    pub(crate) fn child(&self, name: &str) -> Option<&Self> {
+    pub fn child(&self, name: &str) -> Option<&Self> {
         self.children.iter().find(|child| child.name == name)
     }
 
     /// A PCI address among the children, as `0000:01:10.0`; numbers as strtoul(3) reads them.
-    pub(crate) fn address(&self) -> Option<String> {
+    pub fn address(&self) -> Option<String> {
         let address = self.child("address").filter(|address| address.attribute("type").is_none_or(|it| it == "pci"))?;
         let number = |name| {
             let text = address.attribute(name).unwrap_or("0");
@@ -91,7 +91,7 @@ impl Node {
     }
 
     /// Where on the host a PCI device is.
-    pub(crate) fn source(&self) -> Option<String> {
+    pub fn source(&self) -> Option<String> {
         let is_pci = match self.name.as_str() {
             "hostdev" => self.attribute("type") == Some("pci"),
             "interface" => self.attribute("type") == Some("hostdev"),
@@ -101,12 +101,12 @@ impl Node {
     }
 
     /// The element as libvirt formats it, at this depth: one element a line.
-    pub(crate) fn format(&self, depth: usize) -> String {
+    pub fn format(&self, depth: usize) -> String {
         self.format_with(depth, '\'')
     }
 
     /// The same with the quotes that metadata get.
-    pub(crate) fn format_with(&self, depth: usize, quote: char) -> String {
+    pub fn format_with(&self, depth: usize, quote: char) -> String {
         let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         let indent = "  ".repeat(depth);
         let mut out = format!("{indent}<{}", self.name);

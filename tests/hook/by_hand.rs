@@ -1,12 +1,11 @@
 //! `vfpool release`: what a guest still holds is given back by hand, and never more than that.
 
-use crate::fakehost::guests::{PF, asking, group, vf};
-use crate::fakehost::{Host, domain_with};
+use fakehost::{Host, PF, asking, domain_with, group, vf};
 
 const FIRST: &str = "0000:02:00.0";
 
 /// `web` was being started with one function of a pair; its libvirtd lives, and it never ran.
-fn stuck() -> (Host, crate::fakehost::Snapshot) {
+fn stuck() -> (Host, fakehost::Snapshot) {
     let host = Host::with_pair();
     let before = host.snapshot();
     host.prepare("web", &domain_with("web", &[FIRST])).ok();

@@ -1,7 +1,6 @@
 //! Hooks of others beside ours: the one that was there before, and those in `qemu.d` of an old libvirt.
 
-use crate::fakehost::guests::{asking, vf};
-use crate::fakehost::{Host, domain, domain_with};
+use fakehost::{Host, asking, domain, domain_with, vf};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;

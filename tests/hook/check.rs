@@ -1,7 +1,6 @@
 //! `vfpool check`: every finding, its state, and the remedy for this host.
 
-use crate::fakehost::guests::{PF, asking, definition, hostdev_at, vf};
-use crate::fakehost::{Device, Host};
+use fakehost::{Device, Host, PF, asking, definition, hostdev_at, vf};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -672,7 +671,7 @@ fn pfs_and_vfs() {
         )],
     );
     // Those of guests are where these want them.
-    host.prepare("web", &crate::fakehost::domain_with("web", &[&vf(1), &vf(2)])).ok();
+    host.prepare("web", &fakehost::domain_with("web", &[&vf(1), &vf(2)])).ok();
     expect(&host, &[]);
     host.release("web", "").ok();
     host.vfpool(&["setup"]).ok();
@@ -718,7 +717,7 @@ fn pfs_and_vfs() {
     );
     // One that a guest has.
     let host = ready();
-    host.prepare("web", &crate::fakehost::domain_with("web", &[PF])).ok();
+    host.prepare("web", &fakehost::domain_with("web", &[PF])).ok();
     host.libvirt_takes(PF);
     expect(&host, &[&format!("note pf: PF {PF} is with guest 'web', and its VFs with it ({line}) |  | ")]);
 }

@@ -1,7 +1,6 @@
 //! What the admin does with guests and pools: `start`, `adopt`, `attach`, `detach`.
 
-use crate::fakehost::guests::{asking, definition, hostdev_at, interface_at, slot, vf};
-use crate::fakehost::{Host, source};
+use fakehost::{Host, asking, definition, hostdev_at, interface_at, slot, source, vf};
 
 /// A guest that points at a VF which `db` has.
 fn host() -> Host {
@@ -465,7 +464,7 @@ fn what_virt_install_and_virt_manager_write_is_adopted() {
         host.define("db", &asking("db", &vf(1)));
         host.runs("db");
         let now = host.vfpool_with(&["rewrite", "--dry-run"], xml.as_bytes()).run().stdout;
-        assert_eq!(crate::fakehost::guests::devices_of(&now), [vf(0)]);
+        assert_eq!(fakehost::devices_of(&now), [vf(0)]);
         host.reconcile().ok();
         assert_eq!(host.points_at("web"), [vf(0)]);
     }

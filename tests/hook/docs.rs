@@ -1,8 +1,7 @@
 //! Man pages and completion: that what they say is what the programs do.
 
-use crate::fakehost::guests::{PF, asking, definition, interface_at, vf};
-use crate::fakehost::{Device, Host, domain, domain_with, hostdev};
 use crate::{check, list};
+use fakehost::{Device, Host, PF, asking, definition, domain, domain_with, hostdev, interface_at, vf};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

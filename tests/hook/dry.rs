@@ -1,7 +1,6 @@
 //! `--dry-run`: tells what would be done, one line each, and changes nothing on the whole host.
 
-use crate::fakehost::guests::{asking, definition, hostdev_at, interface_at, uuid, vf};
-use crate::fakehost::{Device, Host, domain_with};
+use fakehost::{Device, Host, asking, definition, domain_with, hostdev_at, interface_at, uuid, vf};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

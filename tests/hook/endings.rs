@@ -1,7 +1,7 @@
 //! How guests end, or do not: releases in any number, a libvirtd that dies, records that are lost.
 
 use super::explain::prepare_as_foretold;
-use crate::fakehost::{Host, Snapshot, domain, domain_with, hostdev};
+use fakehost::{Host, Snapshot, domain, domain_with, hostdev};
 
 const FIRST: &str = "0000:02:00.0";
 const SECOND: &str = "0000:02:00.1";
@@ -188,7 +188,7 @@ fn a_device_that_was_pulled_out_is_forgotten() {
 
 #[test]
 fn another_device_at_the_address_is_left_alone() {
-    use crate::fakehost::Device;
+    use fakehost::Device;
     let host = Host::with_pair();
     let (xml, _) = running(&host);
     host.qemu_ends("web");

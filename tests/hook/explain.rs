@@ -1,7 +1,8 @@
 //! `vfpool explain`: what it says of devices and guests, that it is what the hook then does, and that it changes nothing.
 
-use crate::fakehost::guests::{PF, asking, definition, group, hostdev_at, interface_at, vf};
-use crate::fakehost::{Device, Host, Outcome, domain, domain_with, hostdev};
+use fakehost::{
+    Device, Host, Outcome, PF, asking, definition, domain, domain_with, group, hostdev, hostdev_at, interface_at, vf,
+};
 use serde_json::Value;
 use std::fs;
 

@@ -1,6 +1,6 @@
 //! The kernel says no, or says nothing at all.
 
-use crate::fakehost::{Host, domain, domain_with, hostdev};
+use fakehost::{Host, domain, domain_with, hostdev};
 use std::time::Duration;
 
 const FIRST: &str = "0000:02:00.0";

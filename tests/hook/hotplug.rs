@@ -1,8 +1,7 @@
 //! A running guest gets a device of a pool and loses it again. libvirt calls no hook then: lease, group, metadata and
 //! definition are kept in step by the command, whatever fails or is killed in between.
 
-use crate::fakehost::guests::{asking, definition, hostdev_at, slot, vf};
-use crate::fakehost::{Host, Outcome};
+use fakehost::{Host, Outcome, asking, definition, hostdev_at, slot, vf};
 use std::fs;
 
 /// `web` runs without any device; `db` has the first VF.
@@ -28,7 +27,7 @@ fn lease(host: &Host, guest: &str) -> String {
 /// The devices of a running guest, by libvirt and by its lease.
 #[track_caller]
 fn has(host: &Host, guest: &str, devices: &[String]) {
-    assert_eq!(crate::fakehost::guests::devices_of(&live(host, guest)), devices, "libvirt");
+    assert_eq!(fakehost::devices_of(&live(host, guest)), devices, "libvirt");
     let lease = lease(host, guest);
     let held: Vec<&str> = lease.split("<device address=\"").skip(1).map(|rest| &rest[..12]).collect();
     assert_eq!(held, devices, "{lease}");
@@ -96,7 +95,7 @@ fn live_and_config_are_one_device() {
         assert_ne!(host.definition("web"), now);
         for xml in [host.definition("web"), live(&host, "web")] {
             assert!(xml.contains(METADATA) && xml.contains(element), "{xml}");
-            assert_eq!(crate::fakehost::guests::devices_of(&xml), [vf(1)]);
+            assert_eq!(fakehost::devices_of(&xml), [vf(1)]);
         }
         // After the next start it still is one of the pool.
         host.stops("web");
@@ -285,7 +284,7 @@ fn killed_at_any_step_the_next_run_brings_all_in_line() {
         done(host.vfpool(&arguments));
         let (commands, changes) = (host.virsh_trace().len(), host.trace().len());
         assert!(commands >= 6 && changes > 5, "{commands} {changes}");
-        let check = |host: &Host, before: &crate::fakehost::Snapshot, when: &str| {
+        let check = |host: &Host, before: &fakehost::Snapshot, when: &str| {
             host.virsh_faults("");
             host.reconcile().ok();
             host.reconcile().ok();
@@ -451,7 +450,7 @@ fn two_attaches_at_once_get_two_devices() {
     let claims = host.recorded("claims");
     assert_eq!(claims.len(), 3, "{claims:?}");
     let lease = lease(&host, "web");
-    for address in crate::fakehost::guests::devices_of(&live(&host, "web")) {
+    for address in fakehost::devices_of(&live(&host, "web")) {
         assert!(lease.contains(&address), "{lease}");
     }
 }

@@ -1,6 +1,6 @@
 //! What is handed to the hook, and the files that it finds: anything at all may be in them.
 
-use crate::fakehost::{Host, domain_with};
+use fakehost::{Host, domain_with};
 
 const FIRST: &str = "0000:02:00.0";
 

@@ -1,7 +1,6 @@
 //! SIGKILL before and after every change that the hook makes: whatever is called next brings the host back.
 
-use crate::fakehost::guests::{definition, hostdev_at, vf};
-use crate::fakehost::{Call, Device, Host, Outcome, Snapshot, domain, domain_with, hostdev};
+use fakehost::{Call, Device, Host, Outcome, Snapshot, definition, domain, domain_with, hostdev, hostdev_at, vf};
 
 const FIRST: &str = "0000:02:00.0";
 const PF: &str = "0000:01:00.0";

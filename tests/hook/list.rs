@@ -1,7 +1,6 @@
 //! `vfpool list` and `vfpool dumpxml`.
 
-use crate::fakehost::guests::{PF, asking, group, vf};
-use crate::fakehost::{Device, Host, Outcome, domain_with};
+use fakehost::{Device, Host, Outcome, PF, asking, domain_with, group, vf};
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};

@@ -1,8 +1,5 @@
 //! The hook as libvirt runs it, on the fake host: one file for each subject.
 
-#[path = "../fakehost/mod.rs"]
-mod fakehost;
-
 mod by_hand;
 mod chain;
 mod check;

@@ -1,8 +1,7 @@
 //! One device of a stopped guest is pointed elsewhere, in steps between which anything may happen: a kill, a refusal, a
 //! hang, somebody's edit. The device is never lost, and neither is the edit.
 
-use crate::fakehost::Host;
-use crate::fakehost::guests::{asking, definition, hostdev_at, interface_at, slot, vf};
+use fakehost::{Host, asking, definition, hostdev_at, interface_at, slot, vf};
 use std::time::Duration;
 
 /// A guest whose first device has to move from the first VF, which `db` has.

@@ -1,7 +1,6 @@
 //! Stopped guests are pointed at free devices.
 
-use crate::fakehost::Host;
-use crate::fakehost::guests::{asking, definition, hostdev_at, interface_at, vf};
+use fakehost::{Host, asking, definition, hostdev_at, interface_at, vf};
 use std::collections::BTreeSet;
 
 /// Guests `g0`, `g1`, ... that all point at the first VF.
@@ -212,7 +211,7 @@ fn what_is_wrong_is_told_once_by_the_unit_and_always_to_the_admin() {
     let bad = "guest 'bad': ROOT/etc/libvirt/qemu/bad.xml: The domain XML is cut off: <domain> is not closed";
     let lost = "guest 'lost': There is no pool 'lan': ROOT/etc/vfpool/pools.d has 'net'";
     let root = host.path("").display().to_string();
-    let lines = |outcome: crate::fakehost::Outcome| -> Vec<String> {
+    let lines = |outcome: fakehost::Outcome| -> Vec<String> {
         outcome.stderr.lines().map(|line| line.replace(&root, "ROOT/").replace("vfpool: ", "")).collect()
     };
     let queued = || {

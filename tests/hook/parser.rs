@@ -1,6 +1,6 @@
 //! The domain parser on anything: it answers, and never with a device that is not in the XML.
 
-use crate::fakehost::{domain, hostdev, source};
+use fakehost::{domain, hostdev, source};
 use proptest::prelude::*;
 use vfpool::domain::assigned_devices;
 

@@ -1,6 +1,6 @@
 //! What goes well: a guest starts, runs and stops, and the host is as it was before.
 
-use crate::fakehost::{Device, Host, domain, domain_with, hostdev, source};
+use fakehost::{Device, Host, domain, domain_with, hostdev, source};
 
 const FIRST: &str = "0000:02:00.0";
 const SECOND: &str = "0000:02:00.1";

@@ -1,6 +1,6 @@
 //! Pools set up by `vfpool setup` and by udev's helper.
 
-use crate::fakehost::{Device, Host, Snapshot, domain_with};
+use fakehost::{Device, Host, Snapshot, domain_with};
 use std::fs;
 
 const PF: &str = "0000:01:00.0";

@@ -1,7 +1,6 @@
 //! Many hooks at once, as real processes.
 
-use crate::fakehost::guests::{asking, vf};
-use crate::fakehost::{Host, domain_with};
+use fakehost::{Host, asking, domain_with, vf};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,7 +21,7 @@ fn of_many_guests_for_one_pair_exactly_one_wins() {
                 host.hook(guest, "prepare", &domain_with(guest, &[device])).spawn()
             })
             .collect();
-        let outcomes: Vec<_> = calls.into_iter().map(crate::fakehost::Running::wait).collect();
+        let outcomes: Vec<_> = calls.into_iter().map(fakehost::Running::wait).collect();
         let winners: Vec<usize> = (0..16).filter(|number| outcomes[*number].code == Some(0)).collect();
         let [winner] = winners.as_slice() else { panic!("round {round}: {winners:?} {outcomes:?}") };
         assert_eq!(host.recorded("leases"), [guests[*winner].as_str()]);
@@ -89,7 +88,7 @@ fn start_and_stop_of_one_guest_take_turns() {
     }
 }
 
-/// A call of the hook without the fake kernel and without the care of [`crate::fakehost::Call`], for thousands of them: for
+/// A call of the hook without the fake kernel and without the care of [`fakehost::Call`], for thousands of them: for
 /// devices that libvirt takes by itself, which the hook only records.
 pub(crate) fn fast(host: &Host, guest: &str, operation: &str, xml: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vfpool-hook"));
@@ -159,7 +158,7 @@ fn of_many_starts_at_once_as_many_work_as_there_are_devices() {
             host.define(guest, &asking(guest, &vf(0)));
         }
         let starts: Vec<_> = guests.iter().map(|guest| host.vfpool_with(&["start", guest], b"").spawn()).collect();
-        let outcomes: Vec<_> = starts.into_iter().map(crate::fakehost::Running::wait).collect();
+        let outcomes: Vec<_> = starts.into_iter().map(fakehost::Running::wait).collect();
         let started: Vec<&String> = guests
             .iter()
             .zip(&outcomes)

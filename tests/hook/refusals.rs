@@ -1,7 +1,7 @@
 //! Starts that are refused: the reason, word for word where an admin reads it, and a host on which nothing has changed.
 
 use super::explain::prepare_as_foretold;
-use crate::fakehost::{Device, Host, Snapshot, domain, domain_with, hostdev};
+use fakehost::{Device, Host, Snapshot, domain, domain_with, hostdev};
 
 const FIRST: &str = "0000:02:00.0";
 const SECOND: &str = "0000:02:00.1";

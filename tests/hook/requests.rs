@@ -2,8 +2,7 @@
 //! what a choice that was made before is worth.
 
 use super::explain::prepare_as_foretold;
-use crate::fakehost::guests::{asking, definition, group, hostdev_at, slot, vf};
-use crate::fakehost::{Device, Host, domain, domain_with, hostdev, source};
+use fakehost::{Device, Host, asking, definition, domain, domain_with, group, hostdev, hostdev_at, slot, source, vf};
 use std::fs;
 
 /// A guest that runs with this VF, asked from `net`.

@@ -1,7 +1,6 @@
 //! The filters: a guest's XML with its pooled devices pointed at free ones, and not another byte changed.
 
-use crate::fakehost::guests::{PF, asking, definition, hostdev_at, interface_at, slot, vf};
-use crate::fakehost::{Call, Host, domain_with};
+use fakehost::{Call, Host, PF, asking, definition, domain_with, hostdev_at, interface_at, slot, vf};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};

@@ -1,7 +1,6 @@
 //! What RHEL 7 has that no emulated host has: Linux 3.10, libvirt 4.5, and systemd with udev 219.
 
-use crate::fakehost::guests::asking;
-use crate::fakehost::{Device, Host, domain_with};
+use fakehost::{Device, Host, asking, domain_with};
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,7 @@
 //! What a start costs on a host with many devices and many guests: as much as on a small one.
 
-use crate::fakehost::Host;
-use crate::fakehost::guests::{asking, vf};
 use crate::races::fast;
+use fakehost::{Host, asking, vf};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! PFs and their VFs.
 
-use crate::fakehost::{Device, Host, domain, domain_with, hostdev};
+use fakehost::{Device, Host, domain, domain_with, hostdev};
 
 const PF: &str = "0000:01:00.0";
 const OTHER: &str = "0000:01:00.1";

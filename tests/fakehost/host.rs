@@ -1,0 +1,305 @@
+//! The host: what it is made of, and what others than vfpool do to it.
+
+use crate::device::Device;
+use crate::tree::Tree;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// The host. Its libvirtd is this very process, the parent of every hook.
+pub struct Host {
+    _folder: tempfile::TempDir,
+    /// Programs stand elsewhere, as /dev/shm may be mounted noexec.
+    programs: OnceLock<tempfile::TempDir>,
+    pub(crate) tree: Tree,
+}
+
+impl Host {
+    /// A host with an IOMMU, drivers, and no devices.
+    pub fn new() -> Self {
+        // In memory: thousands of small files on a disk that is busy take minutes.
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let folder = tempfile::tempdir_in(parent).unwrap();
+        let tree = Tree { root: fs::canonicalize(folder.path()).unwrap() };
+        let host = Self { _folder: folder, programs: OnceLock::new(), tree };
+        for (driver, table) in [
+            ("e1000e", "8086:10d3"),
+            ("igb", "8086:10c9\nremoves-vfs"),
+            ("igbvf", "8086:10ca"),
+            ("nvme", "1b36:0010"),
+            ("pcieport", "1b36:000c"),
+            ("vfio-pci", ""),
+        ] {
+            host.tree.put(&format!("hw/drivers/{driver}"), table);
+            host.add_driver(driver);
+        }
+        for folder in ["dev/vfio", "etc/vfpool", "run/libvirt/qemu", "sbin", "sys/class/net", "sys/class/block"] {
+            host.tree.folder(folder);
+        }
+        host.tree.put("sys/bus/pci/drivers_probe", "");
+        host.tree.put("proc/1/mountinfo", "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n");
+        host.tree.put("proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n");
+        host.tree.put(
+            "proc/net/route",
+            "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n",
+        );
+        host.process(std::process::id(), 1, 100);
+        host.install();
+        host
+    }
+
+    /// A host with the two functions of a NIC in group 8, behind a root port of its own group.
+    pub fn with_pair() -> Self {
+        let host = Self::new();
+        host.add(Device::new("0000:00:02.0").bridge().group(7));
+        host.add_pair("0000:02:00", 8);
+        host
+    }
+
+    /// Adds another such pair.
+    pub fn add_pair(&self, slot: &str, group: u32) {
+        for function in 0..2 {
+            let device = Device::new(&format!("{slot}.{function}")).behind("0000:00:02.0");
+            self.add(device.group(group).driver("e1000e"));
+        }
+    }
+
+    fn add_driver(&self, driver: &str) {
+        for attribute in ["bind", "unbind", "new_id", "remove_id"] {
+            self.tree.put(&format!("sys/bus/pci/drivers/{driver}/{attribute}"), "");
+        }
+    }
+
+    /// Makes vfio-pci a module that is not loaded, with this `modprobe`: a shell script, in which `load` loads it.
+    pub fn vfio_is_a_module(&self, modprobe: &str) {
+        fs::rename(self.path("sys/bus/pci/drivers/vfio-pci"), self.path("hw/vfio-pci")).unwrap();
+        let root = self.tree.root.display();
+        let load = format!("load() {{ mv {root}/hw/vfio-pci {root}/sys/bus/pci/drivers/; }}");
+        self.program("modprobe", &format!("{load}\necho \"$@\" >{root}/modprobe.called\n{modprobe}"));
+    }
+
+    /// Installs an `ip` that brings interfaces up.
+    pub fn ip_works(&self) {
+        let root = self.tree.root.display();
+        self.program(
+            "ip",
+            &format!("[ \"$*\" = \"link set dev $4 up\" ] && echo 0x1003 >{root}/sys/class/net/$4/flags"),
+        );
+    }
+
+    /// Installs a shell script as `sbin/NAME`.
+    pub fn program(&self, name: &str, script: &str) {
+        self.script(&format!("sbin/{name}"), script);
+    }
+
+    /// Installs a shell script anywhere, as a link to it.
+    pub fn script(&self, below: &str, script: &str) {
+        // Not on the fake kernel.
+        let again = "[ -z \"$LD_PRELOAD\" ] || { unset LD_PRELOAD; exec \"$0\" \"$@\"; }";
+        let script = format!("#!/bin/sh\n{again}\n{script}\n");
+        let program = self.programs.get_or_init(|| tempfile::tempdir().unwrap()).path().join(below.replace('/', "-"));
+        // Through a child: a test thread that forks while the file is open for writing would make running it fail (ETXTBSY).
+        let mut shell = Command::new("/bin/sh");
+        let shell = shell.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(&program).stdin(Stdio::piped());
+        let mut shell = shell.spawn().unwrap();
+        shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        assert!(shell.wait().unwrap().success());
+        fs::create_dir_all(self.path(below).parent().unwrap()).unwrap();
+        symlink(program, self.path(below)).unwrap();
+    }
+
+    pub fn add(&self, device: Device) {
+        let Device { function, driver, driver_override, parent, vfs } = device;
+        let parent =
+            parent.map_or_else(|| "sys/devices/pci0000:00".to_owned(), |bridge| self.tree.device(&bridge).unwrap());
+        self.tree.add(&function, &parent);
+        if driver_override.is_some() {
+            self.tree.set_driver_override(&function.address, driver_override.as_deref());
+        }
+        if let Some(driver) = driver {
+            self.tree.bind(&function.address, &driver);
+        }
+        if !vfs.is_empty() {
+            self.tree.put(&format!("hw/sriov/{}", function.address), vfs.join("\n"));
+        }
+    }
+
+    /// Makes VFs, each on this driver.
+    pub fn make_vfs(&self, pf: &str, drivers: &[Option<&str>]) {
+        self.tree.make_vfs(pf, drivers.len());
+        for (vf, driver) in self.tree.vfs(pf).iter().zip(drivers) {
+            self.move_to(&vf.address, *driver);
+        }
+    }
+
+    /// Gives a device a network interface that is up or not, and has these addresses.
+    pub fn netdev(&self, device: &str, name: &str, is_up: bool, addresses: &[&str]) {
+        let folder = format!("{}/net/{name}", self.tree.device(device).unwrap());
+        self.tree.put(&format!("{folder}/flags"), if is_up { "0x1003\n" } else { "0x1002\n" });
+        self.tree.link(&format!("{folder}/subsystem"), "sys/class/net");
+        self.tree.link(&format!("{folder}/device"), &self.tree.device(device).unwrap());
+        self.tree.link(&format!("sys/class/net/{name}"), &folder);
+        for address in addresses {
+            self.append("addresses", &format!("{name} {address}\n"));
+        }
+    }
+
+    /// Puts an interface of no device (a bridge, a bond, a VLAN) above another: as `master` or as `upper_NAME`.
+    pub fn stack(&self, netdev: &str, link: &str, above: &str) {
+        let folder = format!("sys/devices/virtual/net/{above}");
+        self.tree.put(&format!("{folder}/flags"), "0x1003\n");
+        self.tree.link(&format!("sys/class/net/{netdev}/{link}"), &folder);
+    }
+
+    /// Adds a line to `proc/net/route`: destination and mask in hexadecimal, metric in decimal.
+    pub fn route(&self, netdev: &str, destination: &str, mask: &str, metric: u32) {
+        let line = format!("{netdev}\t{destination}\t0102A8C0\t0003\t0\t0\t{metric}\t{mask}\t0\t0\t0\n");
+        self.append("proc/net/route", &line);
+    }
+
+    /// Gives a device a disk, by a path below its folder (`nvme/nvme0/nvme0n1`) and its number.
+    pub fn disk(&self, device: &str, path: &str, number: &str) {
+        let folder = format!("{}/{path}", self.tree.device(device).unwrap());
+        self.block(&folder, number);
+    }
+
+    /// Adds a disk that is made of another one: md, dm.
+    pub fn disk_on(&self, below: &str, name: &str, number: &str) {
+        let folder = format!("sys/devices/virtual/block/{name}");
+        self.block(&folder, number);
+        self.tree.link(&format!("sys/class/block/{below}/holders/{name}"), &folder);
+    }
+
+    /// Adds the head of a native NVMe multipath, `nvme0n1`.
+    pub fn multipath_head(&self, name: &str, number: &str) {
+        self.block(&format!("sys/devices/virtual/nvme-subsystem/nvme-subsys0/{name}"), number);
+    }
+
+    fn block(&self, folder: &str, number: &str) {
+        let name = Path::new(folder).file_name().unwrap().to_str().unwrap();
+        self.tree.put(&format!("{folder}/dev"), format!("{number}\n"));
+        self.tree.folder(format!("{folder}/holders"));
+        self.tree.link(&format!("{folder}/subsystem"), "sys/class/block");
+        self.tree.link(&format!("sys/class/block/{name}"), folder);
+        self.tree.put(&format!("dev/{name}"), "");
+        let disk = Path::new(folder).parent().unwrap().join("dev");
+        if self.path(disk.to_str().unwrap()).exists() {
+            self.tree.put(&format!("{folder}/partition"), "1\n");
+        }
+    }
+
+    /// Mounts a file system: its number, the mount point, the device as /proc/mounts shows it.
+    pub fn mount(&self, number: &str, at: &str, source: &str) {
+        self.append("proc/1/mountinfo", &format!("44 21 {number} / {at} rw,relatime shared:7 - xfs {source} rw\n"));
+    }
+
+    pub fn append(&self, below: &str, text: &str) {
+        let old = fs::read_to_string(self.path(below)).unwrap_or_default();
+        self.tree.put(below, old + text);
+    }
+
+    pub fn put(&self, below: &str, text: impl AsRef<[u8]>) {
+        self.tree.put(below, text);
+    }
+
+    pub fn get(&self, below: &str) -> Option<String> {
+        self.tree.get(below)
+    }
+
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.tree.path(below)
+    }
+
+    /// The admin's settings: what is inside `<host>`.
+    pub fn settings(&self, inside: &str) {
+        self.put("etc/vfpool/host.xml", format!("<host>{inside}</host>"));
+    }
+
+    /// What goes wrong from now on, one a line; see `Fault` in `kernel.rs`.
+    pub fn faults(&self, lines: &str) {
+        self.put("faults", lines);
+    }
+
+    /// Adds a process to procfs.
+    pub fn process(&self, pid: u32, parent: u32, start: u64) {
+        let line = format!("{pid} (a (b) c) S {parent} 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 0 {start} 0\n");
+        self.put(&format!("proc/{pid}/stat"), line);
+        self.put(&format!("proc/{pid}/comm"), "qemu-kvm\n");
+    }
+
+    /// The libvirtd that calls the hooks dies, and its pid goes to another process.
+    pub fn libvirtd_dies(&self) {
+        static START: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1000);
+        let start = START.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.process(std::process::id(), 1, start);
+    }
+
+    /// The guest's QEMU starts under this pid.
+    pub fn qemu_runs(&self, guest: &str, pid: u32) {
+        self.process(pid, 1, u64::from(pid) * 10);
+        self.put(&format!("run/libvirt/qemu/{guest}.pid"), format!("{pid}"));
+    }
+
+    /// The guest's QEMU ends; libvirt then takes its pid file away.
+    pub fn qemu_ends(&self, guest: &str) {
+        let Some(pid) = self.get(&format!("run/libvirt/qemu/{guest}.pid")) else { return };
+        fs::remove_dir_all(self.path(&format!("proc/{pid}"))).unwrap();
+        self.tree.unlink(&format!("run/libvirt/qemu/{guest}.pid"));
+    }
+
+    /// A process opens a VFIO group and the devices in it that are there for that.
+    pub fn opens_group(&self, pid: u32, group: u32) {
+        for member in self.tree.names(format!("sys/kernel/iommu_groups/{group}/devices")) {
+            if self.driver(&member).as_deref() == Some("vfio-pci") {
+                self.tree.put(&format!("{}/enable", self.tree.device(&member).unwrap()), "1\n");
+            }
+        }
+        let fds = self.path(&format!("proc/{pid}/fd"));
+        fs::create_dir_all(&fds).unwrap();
+        symlink(self.path(&format!("dev/vfio/{group}")), fds.join("9")).unwrap();
+    }
+
+    /// A device that somebody has open without its group, by /dev/vfio/devices.
+    pub fn opens_itself(&self, device: &str) {
+        self.tree.put(&format!("{}/enable", self.tree.device(device).unwrap()), "1\n");
+    }
+
+    /// A device that somebody else than the hook moves.
+    pub fn move_to(&self, device: &str, driver: Option<&str>) {
+        self.tree.unbind(device);
+        if let Some(driver) = driver {
+            self.tree.bind(device, driver);
+        }
+    }
+
+    /// Pulls a device out.
+    pub fn remove(&self, device: &str) {
+        self.tree.unbind(device);
+        self.tree.remove(device);
+    }
+
+    /// libvirt's own part for a managed device at a start, between `prepare` and `start`.
+    pub fn libvirt_takes(&self, device: &str) {
+        self.tree.set_driver_override(device, Some("vfio-pci"));
+        self.move_to(device, Some("vfio-pci"));
+        self.tree.set_driver_override(device, None);
+    }
+
+    /// libvirt's own part at a stop, between `stopped` and `release`: a host driver that knows the device gets it.
+    pub fn libvirt_returns(&self, device: &str, driver: &str) {
+        self.tree.set_driver_override(device, None);
+        self.move_to(device, Some(driver));
+    }
+
+    pub fn driver(&self, device: &str) -> Option<String> {
+        self.tree.driver(device)
+    }
+
+    pub fn driver_override(&self, device: &str) -> Option<String> {
+        self.tree.driver_override(device)
+    }
+}
