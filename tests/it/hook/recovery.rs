@@ -1,6 +1,6 @@
 //! How guests end, or do not: releases in any number, a libvirtd that dies, records that are lost.
 
-use super::explain::prepare_as_foretold;
+use crate::commands::explain::prepare_as_foretold;
 use fakehost::{Host, Snapshot, domain, domain_with, hostdev};
 
 const FIRST: &str = "0000:02:00.0";

@@ -1,6 +1,6 @@
 //! What one guest's trouble must not do to others, or to its own next start.
 
-use super::explain::prepare_as_foretold;
+use crate::commands::explain::prepare_as_foretold;
 use fakehost::{Device, Host, domain, domain_with, hostdev};
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;

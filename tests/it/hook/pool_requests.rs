@@ -1,7 +1,7 @@
 //! Guests that ask pools for devices, at their start: what is verified, what a refusal says and brings about, and
 //! what a choice that was made before is worth.
 
-use super::explain::prepare_as_foretold;
+use crate::commands::explain::prepare_as_foretold;
 use fakehost::{Device, Host, asking, definition, domain, domain_with, group, hostdev, hostdev_at, slot, source, vf};
 use std::fs;
 

@@ -1,6 +1,6 @@
 //! Starts that are refused: the reason, word for word where an admin reads it, and a host on which nothing has changed.
 
-use super::explain::prepare_as_foretold;
+use crate::commands::explain::prepare_as_foretold;
 use fakehost::{Device, Host, Snapshot, domain, domain_with, hostdev};
 
 const FIRST: &str = "0000:02:00.0";

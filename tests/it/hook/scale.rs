@@ -1,6 +1,6 @@
 //! What a start costs on a host with many devices and many guests: as much as on a small one.
 
-use crate::races::fast;
+use crate::hook::races::fast;
 use fakehost::{Host, asking, vf};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
