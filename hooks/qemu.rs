@@ -1,20 +1,20 @@
 //! `/etc/libvirt/hooks/qemu`: libvirt tells here what happens to a guest.
 //!
-//! `qemu GUEST OPERATION SUBOPERATION EXTRA`, the guest's XML on standard input. Maps that to an [`Events`] function and
+//! `qemu GUEST OPERATION SUBOPERATION EXTRA`, the guest's XML on standard input. Maps that to an [`Leases`] function and
 //! its result to an exit code. Only `prepare` and `start` may fail, and the filters `migrate` and `restore`, whose output
 //! libvirt takes as the guest's XML: it ignores a failing `release`, and kills the running guest after a failing `reconnect`.
 //! Source: libvirt `docs/hooks.rst`.
 
+use host::hooks::chain::{CHAINED, Chain};
+use host::log::Log;
+use host::paths::Host;
+use lease::Leases;
+use model::domain;
+use model::error::{Error, Result};
 use once_cell::unsync::OnceCell;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
-use vfpool::chain::{CHAINED, Chain};
-use vfpool::domain;
-use vfpool::error::{Error, Result};
-use vfpool::event::Events;
-use vfpool::host::Host;
-use vfpool::log::Log;
 
 /// The guest's XML, read when it is first asked for.
 type Xml = OnceCell<Result<Vec<u8>>>;
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
             Err(failed) => {
                 let _ = io::stderr().write_all(&failed.said);
                 if matches!(operation, Some("migrate" | "restore")) {
-                    let _ = Events::new(&host, &log).cancel(&words[0]);
+                    let _ = Leases::new(&host, &log).cancel(&words[0]);
                 }
                 return match operation {
                     Some("prepare" | "start" | "started" | "migrate" | "restore" | "attach") => failed.code.into(),
@@ -104,7 +104,7 @@ fn handle(host: &Host, log: &Log, arguments: &[String], xml: &Xml) -> Result<Opt
     if guest.is_empty() {
         return Err(Error::new("called without a guest's name"));
     }
-    let events = || Events::new(host, log);
+    let events = || Leases::new(host, log);
     let xml = || xml.get_or_init(read).as_deref().map_err(Clone::clone);
     let handled = match operation.as_str() {
         "prepare" => xml().and_then(|xml| events().prepare(guest, xml)).map(|()| None),

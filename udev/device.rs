@@ -8,14 +8,14 @@
 //! shortest); so each step has little time, and no udev event is ever waited for.
 //! Source: systemd `man/udev.xml`, `RUN`, `PROGRAM`.
 
+use host::log::Log;
+use host::paths::Host;
+use host::queue::Queue;
+use lease::vfs::{Membership, Setup};
+use model::address::PciAddress;
+use model::error::{Error, Result};
 use std::process::ExitCode;
 use std::time::Duration;
-use vfpool::address::PciAddress;
-use vfpool::error::{Error, Result};
-use vfpool::host::Host;
-use vfpool::log::Log;
-use vfpool::queue::Queue;
-use vfpool::setup::{Membership, Setup};
 
 /// For each of at most five steps.
 const LIMIT: Duration = Duration::from_secs(5);

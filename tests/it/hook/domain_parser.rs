@@ -1,8 +1,8 @@
 //! The domain parser on anything: it answers, and never with a device that is not in the XML.
 
 use fakehost::{domain, hostdev, source};
+use model::domain::assigned_devices;
 use proptest::prelude::*;
-use vfpool::domain::assigned_devices;
 
 fn xml() -> Vec<u8> {
     let nvme = source("0000:04:00.0").replace("<source>", "<source type='pci' managed='no' namespace='1'>");

@@ -309,13 +309,13 @@ fn broken_settings_refuse_more_and_are_named() {
         "guest 'web': Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): enp2s0f1 is up and has the address 192.0.2.7. ",
         "in /etc/vfpool/host.xml. ",
         &format!("Cannot use {file}: unknown field `alow`"),
-        "until that is mended, none of its settings counts",
+        "using default settings until it is fixed",
     ]);
     untouched(&host, &before);
     // A guest that needs none of the settings starts.
     let host = Host::with_pair();
     host.put("etc/vfpool/host.xml", "<host");
-    host.prepare("web", &domain_with("web", &[FIRST])).ok_saying("until that is mended, none of its settings counts");
+    host.prepare("web", &domain_with("web", &[FIRST])).ok_saying("using default settings until it is fixed");
 }
 
 #[test]

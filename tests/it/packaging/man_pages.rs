@@ -284,7 +284,7 @@ fn files_are_those_of_the_installation_and_of_the_code() {
         assert!(is_reading || named.contains(file), "{file} is in no page");
     }
     // The table of the records.
-    let lease = fs::read_to_string(source("src/lease.rs")).unwrap();
+    let lease = fs::read_to_string(source("src/lease/records.rs")).unwrap();
     let rows = lease.lines().filter_map(|line| line.strip_prefix("//! | `")?.split('`').next());
     let rows: Vec<String> = rows.map(|row| format!("/run/vfpool/{}", row.trim_end_matches('/'))).collect();
     assert!(rows.len() > 8, "{rows:?}");
@@ -390,7 +390,9 @@ fn every_field_and_every_word_of_the_code_is_in_the_page() {
     let keys: Vec<String> = tags(&section).into_iter().map(|(tag, _)| tag.replace("[]", "")).collect();
     let keys: BTreeSet<&str> = keys.iter().map(|key| key.rsplit('.').next().unwrap()).collect();
     let (mut fields, mut words) = (0, 0);
-    for file in ["src/check.rs", "src/inventory.rs", "src/explain.rs", "src/lease.rs"] {
+    for file in
+        ["src/command/check/mod.rs", "src/command/list/mod.rs", "src/command/explain/mod.rs", "src/model/lease.rs"]
+    {
         let code = fs::read_to_string(source(file)).unwrap();
         let types = code.split("#[derive(").skip(1).filter(|text| text.lines().next().unwrap().contains("Serialize"));
         for text in types {
@@ -409,7 +411,7 @@ fn every_field_and_every_word_of_the_code_is_in_the_page() {
                 }
                 match line.split_once(": ") {
                     // The records' own shape is no document.
-                    Some((field, _)) if file != "src/lease.rs" => {
+                    Some((field, _)) if file != "src/model/lease.rs" => {
                         fields += 1;
                         assert!(keys.contains(field), "{file}: {field}");
                     }
@@ -441,11 +443,16 @@ fn keys_of_check() {
     json(&host, &["check"], &mut seen);
     expect_documented("check", &seen);
     // What a finding is about: all that stand in the code.
-    let code: String = ["src/check.rs", "src/check/guests.rs", "src/check/install.rs", "src/check/platform.rs"]
-        .iter()
-        .chain(&["src/check/pools.rs"])
-        .map(|file| fs::read_to_string(source(file)).unwrap().split("#[cfg(test)]").next().unwrap().to_owned())
-        .collect();
+    let code: String = [
+        "src/command/check/mod.rs",
+        "src/command/check/guests.rs",
+        "src/command/check/install.rs",
+        "src/command/check/platform.rs",
+    ]
+    .iter()
+    .chain(&["src/command/check/pools.rs"])
+    .map(|file| fs::read_to_string(source(file)).unwrap().split("#[cfg(test)]").next().unwrap().to_owned())
+    .collect();
     let after = |start: &str| -> Vec<String> {
         let texts = code.split(start).skip(1).map(str::trim_start);
         texts.filter_map(|text| text.strip_prefix('"')?.split('"').next()).map(str::to_owned).collect()

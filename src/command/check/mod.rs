@@ -1,0 +1,248 @@
+//! `vfpool check`: whether this host is ready, and what to do where it is not.
+//!
+//! Looks and changes nothing, takes no lock, and asks libvirt nothing, so that it works when libvirtd is down. Each finding
+//! says what is so, what shows it, and what cures it on this very host: a command in backquotes cures it when it is run as
+//! it stands. What a guest's start would refuse is told here before the start does.
+
+mod boot;
+mod guests;
+mod install;
+mod platform;
+mod pools;
+
+use anstyle::{AnsiColor, Style};
+use host::config::pool::Pools;
+use host::config::settings;
+use host::guard;
+use host::log::Log;
+use host::paths::Host;
+use host::pci::sysfs;
+use lease::records::Records;
+use model::address::PciAddress;
+use model::domain::Assigned;
+use model::error::{Error, Result};
+use model::host_use::HostUse;
+use model::settings::Settings;
+use serde::Serialize;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::{fmt, fs};
+
+/// What was found on a host.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Of this document's shape; 1.
+    version: u32,
+    /// The worst state of any finding; `ok` where that is a note.
+    pub state: State,
+    /// In the order in which a guest's device depends on them: platform, installation, pools, guests.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+pub struct Finding {
+    /// What it is about, in one word that stays the same.
+    pub id: &'static str,
+    /// How bad it is.
+    pub state: State,
+    /// What is so; one line.
+    pub what: String,
+    /// The file, or the value in it, that shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<String>,
+    /// What to do on this host, with commands in backquotes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// Good to know.
+    Note,
+    /// Works now, or for most guests; will bite.
+    Warning,
+    /// A guest cannot have its device until this is mended.
+    Failure,
+}
+
+impl State {
+    fn style(self) -> Style {
+        let color = match self {
+            Self::Ok => AnsiColor::Green,
+            Self::Note => AnsiColor::Cyan,
+            Self::Warning => AnsiColor::Yellow,
+            Self::Failure => AnsiColor::Red,
+        };
+        color.on_default()
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Failure => "failure",
+        })
+    }
+}
+
+impl Finding {
+    /// Names from files and guests may hold anything; each part stays one line.
+    fn new(id: &'static str, state: State, what: impl AsRef<str>) -> Self {
+        Self { id, state, what: one_line(what), evidence: None, remedy: None }
+    }
+
+    fn ok(id: &'static str, what: impl AsRef<str>) -> Self {
+        Self::new(id, State::Ok, what)
+    }
+
+    fn note(id: &'static str, what: impl AsRef<str>) -> Self {
+        Self::new(id, State::Note, what)
+    }
+
+    fn warning(id: &'static str, what: impl AsRef<str>) -> Self {
+        Self::new(id, State::Warning, what)
+    }
+
+    fn failure(id: &'static str, what: impl AsRef<str>) -> Self {
+        Self::new(id, State::Failure, what)
+    }
+
+    fn error(id: &'static str, state: State, error: &Error) -> Self {
+        Self { remedy: error.what_to_do().map(one_line), ..Self::new(id, state, error.reason()) }
+    }
+
+    fn shown_by(self, evidence: impl AsRef<str>) -> Self {
+        Self { evidence: Some(one_line(evidence)), ..self }
+    }
+
+    fn shown_by_file(self, path: impl AsRef<Path>) -> Self {
+        self.shown_by(path.as_ref().display().to_string())
+    }
+
+    fn cured_by(self, remedy: impl AsRef<str>) -> Self {
+        Self { remedy: Some(one_line(remedy)), ..self }
+    }
+}
+
+fn one_line(text: impl AsRef<str>) -> String {
+    Error::new(text).to_string()
+}
+
+impl Report {
+    /// Looks at everything.
+    pub fn of(host: &Host, log: &Log) -> Self {
+        let settings = settings::load(host);
+        let mut findings: Vec<Finding> =
+            settings.as_ref().err().map(|error| settings_error(host, error)).into_iter().collect();
+        let look = Look {
+            host,
+            store: Records::new(host, log),
+            settings: settings.unwrap_or_default(),
+            pools: Pools::load(host),
+        };
+        findings.extend(platform::findings(host));
+        findings.extend(install::findings(host, &look.store));
+        findings.extend(look.pools());
+        findings.extend(look.guests());
+        let worst = findings.iter().map(|finding| finding.state).max().unwrap_or(State::Ok);
+        let state = if worst == State::Note { State::Ok } else { worst };
+        Self { version: 1, state, findings }
+    }
+
+    /// Tells it to a person, with colours, which the caller takes out where they do not belong.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        for Finding { state, what, evidence, remedy, .. } in &self.findings {
+            let style = state.style();
+            writeln!(out, "{style}{state:<9}{style:#}{what}")?;
+            if let Some(evidence) = evidence {
+                writeln!(out, "         shown by: {evidence}")?;
+            }
+            if let Some(remedy) = remedy {
+                writeln!(out, "         remedy: {remedy}")?;
+            }
+        }
+        let count = |state: State, one: &str| match self.findings.iter().filter(|found| found.state == state).count() {
+            0 => None,
+            1 => Some(format!("1 {one}")),
+            many => Some(format!("{many} {one}s")),
+        };
+        let counts: Vec<String> =
+            [count(State::Failure, "failure"), count(State::Warning, "warning")].into_iter().flatten().collect();
+        let (verdict, colon) = match self.state {
+            State::Failure => ("not ready", ": "),
+            State::Warning => ("ready", ", with "),
+            State::Ok | State::Note => ("ready", ""),
+        };
+        let style = self.state.style();
+        writeln!(out, "{style}{verdict}{style:#}{colon}{}", counts.join(" and "))
+    }
+}
+
+fn settings_error(host: &Host, error: &Error) -> Finding {
+    let path = host.settings();
+    let remedy = format!("Mend {0}, or remove it if nothing has to be set", path.display());
+    Finding::failure("settings", error.to_string()).shown_by_file(&path).cured_by(remedy)
+}
+
+/// Whose a file is.
+fn owner(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().map(|data| data.uid())
+}
+
+/// What pools and guests are judged by.
+struct Look<'a> {
+    host: &'a Host,
+    store: Records<'a>,
+    settings: Settings,
+    pools: Pools,
+}
+
+impl Look<'_> {
+    /// The first device of a group that the guard would keep from a guest which has these devices, and why. What another
+    /// guest has now is no matter of the host's.
+    fn guard(&self, own: &[Assigned], group: u32) -> Result<Option<(PciAddress, HostUse)>> {
+        for member in sysfs::group_members(self.host, group)? {
+            let Some(device) = sysfs::identity(self.host, member)? else { continue };
+            if device.is_bridge() || self.store.owner(member)?.is_some() {
+                continue;
+            }
+            if !device.in_vfio_use && (!device.on_host_driver() || self.settings.allows(member)) {
+                continue;
+            }
+            let is_asked_for = own.iter().any(|own| own.address == member && own.managed);
+            let need = guard::of(self.host, member, self.settings.deadline())?;
+            if let Some(need) = need.filter(|need| need.is_vital() || !is_asked_for) {
+                return Ok(Some((member, need)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the guard's refusal is cured by.
+    fn guard_remedy(&self, device: PciAddress, need: &HostUse) -> String {
+        let settings = self.host.settings();
+        format!("{}, or allow it with <allow address='{device}'/> in {}", need.remedy(), settings.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_makes_lines_of_its_own() {
+        let finding =
+            Finding::error("pool", State::Failure, &Error::new("pool 'a\n\u{1b}[2Jb' is odd").remedy("Mend\nit"));
+        assert_eq!(finding.what, "pool 'a\\n\\u{1b}[2Jb' is odd");
+        assert_eq!(finding.remedy.as_deref(), Some("Mend\\nit"));
+    }
+}

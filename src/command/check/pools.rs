@@ -1,0 +1,230 @@
+//! Pools: their files, PFs, VFs and groups, and who else has their devices.
+
+use super::{Finding, Look, State};
+use host::config::pool::{Pf, Pool};
+use host::guard;
+use host::libvirt::networks;
+use host::pci::sysfs;
+use model::address::PciAddress;
+use model::device::PciDevice;
+use model::domain::Assigned;
+use model::error::{Error, Result};
+use std::collections::BTreeMap;
+
+const ID: &str = "pool";
+
+impl Look<'_> {
+    pub(super) fn pools(&self) -> Vec<Finding> {
+        let folder = self.host.pools();
+        let wrong = |error: &Error| Finding::error(ID, State::Failure, error).shown_by_file(&folder);
+        let mut findings: Vec<Finding> = self.pools.errors.iter().map(wrong).collect();
+        if self.pools.pools.is_empty() && findings.is_empty() {
+            let what = "There are no pools; guests have the devices that they name, and nothing more";
+            findings.push(Finding::note(ID, what).shown_by(format!("{} is empty", folder.display())));
+        }
+        for pool in &self.pools.pools {
+            let found = self
+                .pool(pool)
+                .unwrap_or_else(|error| vec![Finding::error(ID, State::Failure, &error).shown_by_file(&pool.file)]);
+            findings.extend(found);
+        }
+        let networks = self.host.path("etc/libvirt/qemu/networks");
+        let shared = networks::shared_with(&self.pools, self.host);
+        findings.extend(
+            shared.iter().map(|error| Finding::error("network", State::Warning, error).shown_by_file(&networks)),
+        );
+        findings
+    }
+
+    fn pool(&self, pool: &Pool) -> Result<Vec<Finding>> {
+        let (members, errors) = pool.members(self.host);
+        let mut findings: Vec<Finding> =
+            errors.iter().map(|error| Finding::error(ID, State::Failure, error).shown_by_file(&pool.file)).collect();
+        // What is wrong with a PF is among these errors already.
+        for pf in pool.pfs(self.host).into_iter().flatten() {
+            findings.extend(self.pf(&pf)?);
+        }
+        let mut devices = Vec::new();
+        for member in &members {
+            devices.extend(sysfs::identity(self.host, *member)?);
+        }
+        findings.extend(self.groups(pool, &devices)?);
+        if findings.is_empty() {
+            let what = format!("Pool '{}': {} devices, each for a guest of its own", pool.name, devices.len());
+            findings.push(Finding::ok(ID, what).shown_by_file(&pool.file));
+        }
+        Ok(findings)
+    }
+
+    fn pf(&self, pf: &Pf) -> Result<Vec<Finding>> {
+        let (host, address) = (self.host, pf.address);
+        if let Some(guest) = self.store.owner(address)? {
+            let what = format!("PF {address} is with guest '{guest}', and its VFs with it ({})", pf.at);
+            return Ok(vec![Finding::note("pf", what)]);
+        }
+        let Some(device) = sysfs::identity(host, address)? else { return Ok(Vec::new()) };
+        if let Err(error) = sysfs::expect_answer(host, &device, self.settings.deadline()) {
+            return Ok(vec![Finding::error("pf", State::Failure, &error)]);
+        }
+        let mut findings = Vec::new();
+        if !device.on_host_driver() {
+            findings.push(self.without_driver(&device));
+        }
+        let setup = format!("Run `vfpool setup {address}`");
+        if let Some(netdev) = &pf.netdev
+            && !guard::is_up(&host.netdev(netdev))?
+        {
+            findings.push(
+                Finding::failure("pf", format!("PF {address} is down ({netdev}), so that its VFs have no link"))
+                    .shown_by_file(host.netdev(netdev).join("flags"))
+                    .cured_by(&setup),
+            );
+        }
+        let Some(device) = sysfs::device(host, address)? else { return Ok(findings) };
+        findings.extend(self.vfs(pf, &device, &setup)?);
+        Ok(findings)
+    }
+
+    /// udev gives its interface the name that pools know, before the setup uses it.
+    fn without_driver(&self, pf: &PciDevice) -> Finding {
+        let (address, folder) = (pf.address, self.host.device(pf.address));
+        let probe = self.host.drivers_probe();
+        let (folder, probe) = (folder.display(), probe.display());
+        let clear = format!("[ ! -e {folder}/driver_override ] || echo >{folder}/driver_override");
+        let unbind =
+            if pf.driver.is_some() { format!("; echo {address} >{folder}/driver/unbind") } else { String::new() };
+        let on = pf.driver.as_deref().unwrap_or("no driver");
+        Finding::failure("pf", format!("PF {address} is on {on}, and only its own driver makes VFs"))
+            .shown_by(format!("{folder}/driver"))
+            .cured_by(format!("Run `{clear}{unbind}; echo {address} >{probe}; udevadm settle; vfpool setup {address}`"))
+    }
+
+    /// How many VFs the PF has, and whether they are ready.
+    fn vfs(&self, pf: &Pf, device: &PciDevice, setup: &str) -> Result<Vec<Finding>> {
+        let (host, address, now) = (self.host, pf.address, device.numvfs);
+        let totalvfs = sysfs::totalvfs(host, address)?;
+        let folder = host.device(address);
+        let wanted = pf.vfs.wanted(now, totalvfs);
+        let mut findings = Vec::new();
+        if wanted > totalvfs {
+            let what = format!("PF {address} cannot have {wanted} VFs, as {} asks for", pf.at);
+            findings.push(
+                Finding::failure("vfs", what)
+                    .shown_by(format!("{} is {totalvfs}", folder.join("sriov_totalvfs").display()))
+                    .cured_by(format!(
+                        "Ask for vfs='max' there, or allow more in the card's firmware, then {}",
+                        lower(setup)
+                    )),
+            );
+        } else if wanted != now {
+            let state = if now < wanted { State::Failure } else { State::Warning };
+            findings.push(
+                Finding::new("vfs", state, format!("PF {address} has {now} VFs, and {} asks for {wanted}", pf.at))
+                    .shown_by(format!("{} is {now}", folder.join("sriov_numvfs").display()))
+                    .cured_by(setup),
+            );
+        }
+        let mut elsewhere = Vec::new();
+        for vf in sysfs::vfs_of(host, address)? {
+            let Some(vf) = sysfs::identity(host, vf)? else { continue };
+            if !vf.on_vfio && self.store.owner(vf.address)?.is_none() {
+                elsewhere.push(vf);
+            }
+        }
+        if let Some(first) = elsewhere.first() {
+            let on = first.driver.as_deref().unwrap_or("no driver");
+            let count = elsewhere.len();
+            let what =
+                format!("{count} of the {now} VFs of PF {address} are not on vfio-pci; {} is on {on}", first.address);
+            findings.push(
+                Finding::warning("vfs", what).shown_by_file(host.device(first.address).join("driver")).cured_by(setup),
+            );
+        }
+        Ok(findings)
+    }
+
+    /// A group goes to one guest as a whole.
+    fn groups(&self, pool: &Pool, devices: &[PciDevice]) -> Result<Vec<Finding>> {
+        let mut groups: BTreeMap<u32, Vec<&PciDevice>> = BTreeMap::new();
+        for device in devices {
+            // Without a group there is no IOMMU, which is told.
+            if let Some(group) = device.group {
+                groups.entry(group).or_default().push(device);
+            }
+        }
+        let mut findings = Vec::new();
+        for (group, members) in &groups {
+            findings.extend(self.group(pool, *group, members)?);
+        }
+        let grouped: usize = groups.values().map(Vec::len).sum();
+        if findings.is_empty() && groups.len() < grouped {
+            let guests = if groups.len() == 1 { "one guest".to_owned() } else { format!("{} guests", groups.len()) };
+            let shared = groups.iter().find(|(_, members)| members.len() > 1).map_or(0, |(group, _)| *group);
+            let what = format!(
+                "Pool '{}' can serve {guests} only at a time: its {grouped} devices share {} IOMMU group{}, as no port between \
+                 them has ACS, and a group goes to one guest",
+                pool.name,
+                groups.len(),
+                if groups.len() == 1 { "" } else { "s" }
+            );
+            findings.push(
+                Finding::warning("group", what)
+                    .shown_by_file(self.host.group_devices(shared))
+                    .cured_by("Put the card into a slot whose port has ACS (`lspci -vv` shows it), or live with that"),
+            );
+        }
+        Ok(findings)
+    }
+
+    /// Why no guest can have a group at all.
+    fn group(&self, pool: &Pool, group: u32, members: &[&PciDevice]) -> Result<Option<Finding>> {
+        let folder = self.host.group_devices(group);
+        let devices = match members {
+            [one] => format!("{} of pool '{}'", one.address, pool.name),
+            [one, ..] => format!("{} and {} more of pool '{}'", one.address, members.len() - 1, pool.name),
+            [] => return Ok(None),
+        };
+        let unusable =
+            |why: &str| Finding::failure("group", format!("No guest can have {devices}: {why}")).shown_by_file(&folder);
+        for address in sysfs::group_members(self.host, group)? {
+            let Some(other) = sysfs::identity(self.host, address)? else { continue };
+            if other.on_host_driver() && members.iter().any(|member| member.physfn == Some(address)) {
+                let why = format!(
+                    "the PF {address} is in the same IOMMU group {group}, as no port between them has ACS; it would go to the \
+                     guest, too, and the VFs would vanish"
+                );
+                let remedy = format!(
+                    "Put the card into a slot whose port has ACS (`lspci -vv` shows it), or list the PF itself, as <address>, \
+                     in {}",
+                    pool.file.display()
+                );
+                return Ok(Some(unusable(&why).cured_by(remedy)));
+            }
+            // What has a bridge's header may stay on its driver; VFIO minds the others, and we do not touch them.
+            if other.is_bridge() && other.is_endpoint() && other.on_host_driver() {
+                let why = format!("the host's bridge {address} is in the same IOMMU group {group}");
+                return Ok(Some(unusable(&why).cured_by("Put the card into another slot")));
+            }
+        }
+        let own: Vec<Assigned> = members
+            .iter()
+            .map(|member| Assigned { address: member.address, managed: pool.managed, pool: None })
+            .collect();
+        Ok(self.guard(&own, group)?.map(|(address, need)| {
+            unusable(&format!("{}: {need}", beside(address, &own, group))).cured_by(self.guard_remedy(address, &need))
+        }))
+    }
+}
+
+/// The device that the guard keeps, as it stands to those that are asked for.
+pub(super) fn beside(address: PciAddress, own: &[Assigned], group: u32) -> String {
+    if own.iter().any(|own| own.address == address) {
+        format!("the host uses {address}")
+    } else {
+        format!("the host uses {address} of the same IOMMU group {group}")
+    }
+}
+
+fn lower(sentence: &str) -> String {
+    sentence.replacen("Run", "run", 1)
+}

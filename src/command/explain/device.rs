@@ -1,0 +1,139 @@
+//! One device: what it is, its group, and who has it.
+
+use super::{Device, DeviceLease, Fate, Member, Pointer, Start};
+use host::files;
+use host::libvirt::{definitions, runtime};
+use host::paths::Host;
+use host::pci::sysfs;
+use lease::availability::Standing;
+use lease::life::Life;
+use lease::{Forecast, Leases};
+use model::address::PciAddress;
+use model::device::PciDevice;
+use model::domain::{Assigned, Domain};
+use model::error::{Error, Result};
+
+/// A guest that is only thought of has no name, which no real one can have.
+const ANY_GUEST: &str = "";
+
+pub(super) fn explain(host: &Host, events: &Leases, address: PciAddress) -> Result<Device> {
+    let assigned = [Assigned { address, managed: true, pool: None }];
+    let forecast = events.foresee_devices(ANY_GUEST, &assigned);
+    let Some(found) = sysfs::identity(host, address)? else {
+        return Err(match forecast {
+            // These words tell who has taken it away, if anybody has.
+            Err(refusal) => refusal.why,
+            Ok(Forecast { left_by, .. }) => match left_by.first() {
+                Some(guest) => Error::new(format!(
+                    "{address} is not there, as guest '{guest}', which is gone, has left the PF that it belongs to"
+                ))
+                .remedy("Run `vfpool reconcile`"),
+                None => Error::new(format!("{address} has just gone away")),
+            },
+        });
+    };
+    let folder = host.device(address);
+    let numa_node = files::read_optional(&folder.join("numa_node"))?;
+    let mut netdevs = files::names(&folder.join("net"))?;
+    netdevs.sort_unstable();
+    let pools = &events.pools().pools;
+    Ok(Device {
+        address,
+        id: found.id,
+        class: format!("0x{:06x}", found.class),
+        netdevs,
+        // A machine without NUMA says -1.
+        numa_node: numa_node.and_then(|node| node.parse().ok()),
+        option_rom: folder.join("rom").exists(),
+        physfn: found.physfn,
+        totalvfs: if folder.join("sriov_totalvfs").exists() { Some(sysfs::totalvfs(host, address)?) } else { None },
+        vfs: sysfs::vfs_of(host, address)?,
+        group: found.group,
+        members: members(host, events, &found)?,
+        pool: pools.iter().find(|pool| pool.has_member(host, &found)).map(|pool| pool.name.clone()),
+        lease: lease(host, events, address)?,
+        used_by: match standing(host, events, &found)? {
+            Some(Standing::Needed { by }) => Some(by),
+            _ => None,
+        },
+        pointed_at_by: pointers(host, address)?,
+        start: match forecast {
+            Ok(forecast) => Start::foreseen(host, events, forecast)?,
+            Err(refusal) => Start::refused(&refusal.why),
+        },
+        driver: found.driver,
+    })
+}
+
+/// The other members of the group.
+fn members(host: &Host, events: &Leases, device: &PciDevice) -> Result<Vec<Member>> {
+    let Some(group) = device.group else { return Ok(Vec::new()) };
+    let all = sysfs::group_members(host, group)?;
+    let mut members = Vec::new();
+    for address in all.iter().copied().filter(|member| *member != device.address) {
+        let Some(member) = sysfs::identity(host, address)? else { continue };
+        let (fate, why) = if member.is_bridge() {
+            (Fate::Bridge, None)
+        } else {
+            match standing(host, events, &member)? {
+                Some(Standing::Leased { guest }) => (Fate::Leased, Some(guest)),
+                Some(Standing::Needed { by }) => (Fate::Needed, Some(by)),
+                _ if member.physfn.is_some_and(|pf| all.contains(&pf)) => (Fate::Vanishes, None),
+                _ if member.on_vfio => (Fate::Stays, None),
+                _ => (Fate::Detached, None),
+            }
+        };
+        members.push(Member { address, id: member.id, driver: member.driver, fate, why });
+    }
+    Ok(members)
+}
+
+/// Who has a device, or why it is needed. What cannot be found out counts as needed, as it does for the hook.
+fn standing(host: &Host, events: &Leases, device: &PciDevice) -> Result<Option<Standing>> {
+    Ok(match events.availability().of_member(ANY_GUEST, device) {
+        Ok(Some(Standing::Needed { by })) => Some(Standing::Needed { by: with_guest(host, by)? }),
+        Ok(standing) => standing,
+        Err(error) => Some(Standing::Needed { by: error.to_string() }),
+    })
+}
+
+fn lease(host: &Host, events: &Leases, address: PciAddress) -> Result<Option<DeviceLease>> {
+    let store = events.store();
+    let Some(guest) = store.owner(address)? else { return Ok(None) };
+    let lease = store.look(&guest)?;
+    if lease.as_ref().is_some_and(|lease| lease.is_over(host)) {
+        return Ok(None);
+    }
+    let held = lease.as_ref().and_then(|lease| lease.held(address));
+    Ok(Some(DeviceLease {
+        state: lease.as_ref().map(|lease| lease.state),
+        role: held.map(|held| held.role),
+        driver_before: held.and_then(|held| held.driver.clone()),
+        guest,
+    }))
+}
+
+/// A process that turns out to be a guest's QEMU is known better by the guest's name.
+fn with_guest(host: &Host, by: String) -> Result<String> {
+    for file in files::names(&host.path("run/libvirt/qemu"))? {
+        let Some(guest) = file.strip_suffix(".pid") else { continue };
+        if runtime::qemu(host, guest).is_some_and(|qemu| by.starts_with(&format!("process {} ", qemu.pid))) {
+            return Ok(format!("{by}; it is guest '{guest}'"));
+        }
+    }
+    Ok(by)
+}
+
+/// The definitions that have this device. One that cannot be understood has none that libvirt would start.
+fn pointers(host: &Host, address: PciAddress) -> Result<Vec<Pointer>> {
+    let mut pointers = Vec::new();
+    for guest in definitions::names(host)? {
+        let Ok(xml) = definitions::read(host, &guest) else { continue };
+        let Ok(domain) = Domain::parse(&xml) else { continue };
+        if let Some(assigned) = domain.assigned().into_iter().find(|assigned| assigned.address == address) {
+            let is_running = runtime::qemu(host, &guest).is_some();
+            pointers.push(Pointer { guest, is_running, pool: assigned.pool });
+        }
+    }
+    Ok(pointers)
+}

@@ -1,0 +1,191 @@
+//! `vfpool`, the admin's command: one file for each thing that it shows. What it changes is done by `lease` and `guest`.
+//!
+//! The only crate with clap, serde_json and colours.
+
+pub mod check;
+mod cli;
+pub mod dumpxml;
+pub mod explain;
+pub mod list;
+mod output;
+
+use crate::check::{Report, State};
+use crate::dumpxml::Element;
+use crate::list::{Inventory, Scope};
+use clap::Parser;
+use cli::{Arguments, Command, Dry, Hook, ListArguments};
+use guest::requests::{Requests, Shape};
+use guest::virsh::Virsh;
+use guest::{reconcile, start};
+use host::hooks::install;
+use host::log::Log;
+use host::paths::Host;
+use host::queue::Queue;
+use lease::Leases;
+use lease::left_behind::left_behind;
+use lease::records::Records;
+use lease::vfs::Setup;
+use model::domain::{self, Domain};
+use model::error::{Error, Result};
+use output::{all, complain, confirm, show, written};
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+/// Reads the arguments and does what they say, on the host below `root`. Without a root of its own, only for root: who has
+/// which device, and the guests' definitions, are not for everybody.
+pub fn run(root: Option<std::ffi::OsString>) -> ExitCode {
+    let arguments = Arguments::parse();
+    let is_real = root.is_none();
+    let mut host = Host::new(root.unwrap_or_else(|| "/".into()));
+    let mut log = Log::new(&host, "vfpool");
+    if arguments.command.is_dry() {
+        host = host.dry();
+        // The standard output of one is for the XML.
+        let is_rewrite = matches!(arguments.command, Command::Rewrite { .. });
+        log = if is_rewrite { log.rehearsal(io::stderr()) } else { log.rehearsal(io::stdout()) };
+    }
+    let allowed = if is_real { expect_root() } else { Ok(()) };
+    allowed.and_then(|()| dispatch(&host, &log, &arguments.command)).unwrap_or_else(|error| {
+        complain(&error);
+        ExitCode::FAILURE
+    })
+}
+
+fn dispatch(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Check { json } => return print_check(host, log, *json),
+        Command::Explain { name, guest, json } => {
+            let explained = explain::explain(host, &Leases::new(host, log), name, *guest)?;
+            let text = if *json { explained.json()? } else { explained.text() };
+            written(io::stdout().write_all(text.as_bytes()))
+        }
+        Command::List(arguments) => print_list(host, log, arguments),
+        Command::Dumpxml { name, hostdev, interface } => {
+            let element = match (hostdev, interface) {
+                (true, _) => Element::Hostdev,
+                (_, true) => Element::Interface,
+                _ => Element::Either,
+            };
+            let (xml, errors) = dumpxml::xml(host, log, name, element)?;
+            written(io::stdout().write_all(xml.as_bytes()))?;
+            all(errors)
+        }
+        Command::Reconcile { queued: true, dry: Dry { dry_run: false } } => reconcile::queued(host, log),
+        Command::Reconcile { .. } => all(reconcile::once(host, log)?),
+        Command::Setup { pf, queued, .. } => setup(host, log, pf, *queued),
+        Command::Start(arguments) => {
+            start::start(host, log, &Leases::new(host, log), &arguments.guest, &arguments.options())
+        }
+        Command::Hook { action, .. } => {
+            let lines = match action {
+                Hook::Install => vec![install::install(host)?],
+                Hook::Remove => [vec![install::remove(host)?], left_behind(&Records::new(host, log))?].concat(),
+            };
+            written(io::stdout().write_all((lines.join("\n") + "\n").as_bytes()))
+        }
+        Command::Rewrite { .. } => rewrite(&Leases::new(host, log)),
+        Command::Adopt { guest, pool, device, rom_off, .. } => {
+            edit(host, log, guest, |requests| requests.adopt(guest, pool, *device, *rom_off))
+        }
+        Command::Attach { guest, pool, interface, rom_off, scope, .. } => edit(host, log, guest, |requests| {
+            let shape = Shape { mac: interface.as_deref(), rom_off: *rom_off };
+            requests.attach(guest, pool, shape, scope.scope())
+        }),
+        Command::Detach { guest, pool, device, scope, force, .. } => edit(host, log, guest, |requests| {
+            requests.detach(guest, pool, *device, scope.scope(), |question| confirm(question, *force))
+        }),
+        Command::Release { guest, device, force, .. } => {
+            let events = Leases::new(host, log);
+            let released = events.release_by_hand(guest, *device, *force);
+            released.map(|line| show(host, &line)).map_err(|error| error.during(format_args!("guest '{guest}'")))
+        }
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn print_check(host: &Host, log: &Log, json: bool) -> Result<ExitCode> {
+    let report = Report::of(host, log);
+    // Takes the colours out where no terminal wants them.
+    let mut out = anstream::stdout().lock();
+    let written = if json {
+        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else {
+        report.write(&mut out)
+    };
+    self::written(written)?;
+    Ok(match report.state {
+        State::Ok | State::Note => ExitCode::SUCCESS,
+        State::Warning => ExitCode::from(3),
+        State::Failure => ExitCode::FAILURE,
+    })
+}
+
+fn edit(host: &Host, log: &Log, guest: &str, edit: impl FnOnce(&Requests) -> Result<String>) -> Result<()> {
+    let events = Leases::new(host, log);
+    let virsh = Virsh { host, log, limit: events.deadline() };
+    let edited = edit(&Requests { host, log, events: &events, virsh: &virsh });
+    edited.map(|line| show(host, &line)).map_err(|error| error.during(format_args!("guest '{guest}'")))
+}
+
+fn rewrite(events: &Leases) -> Result<()> {
+    let xml = domain::read(io::stdin().lock())?;
+    let guest = Domain::parse(&xml)?.name;
+    if guest.is_empty() {
+        return Err(Error::new("The domain XML has no <name>"));
+    }
+    let resolved = events.resolve(&guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    let written = io::stdout().write_all(resolved.as_ref().unwrap_or(&xml));
+    written.map_err(|cause| Error::new(format!("Cannot write the XML: {cause}")))
+}
+
+fn setup(host: &Host, log: &Log, pfs: &[String], queued: bool) -> Result<()> {
+    if queued {
+        // First: what comes while we are at work is work again.
+        Queue::Setup.take(host)?;
+    }
+    let setup = Setup::new(host, log);
+    let report = if pfs.is_empty() { setup.all() } else { setup.pfs(pfs) };
+    for warning in &report.warnings {
+        complain(&format!("warning: {warning}"));
+    }
+    all(report.failures)
+}
+
+fn print_list(host: &Host, log: &Log, arguments: &ListArguments) -> Result<()> {
+    let ListArguments { pool, groups, watch, json, metrics } = arguments;
+    let gather = || Inventory::gather(host, log, &Scope { pools: pool, groups: *groups });
+    let is_plain = anstream::AutoStream::choice(&io::stdout()) == anstream::ColorChoice::Never;
+    let tree = |inventory: &Inventory| {
+        let text = inventory.to_string();
+        if is_plain { anstream::adapter::strip_str(&text).to_string() } else { text }
+    };
+    if *watch {
+        let draw = || match gather() {
+            Ok(inventory) => {
+                inventory.errors.iter().fold(tree(&inventory), |text, error| format!("{text}vfpool: {error}\n"))
+            }
+            Err(error) => format!("vfpool: {error}\n"),
+        };
+        return list::watch(draw, io::stdout().is_terminal(), &mut io::stdout());
+    }
+    let inventory = gather()?;
+    let text = match (json, metrics) {
+        (true, _) => inventory.json()?,
+        (_, true) => inventory.metrics(),
+        _ => tree(&inventory),
+    };
+    written(io::stdout().write_all(text.as_bytes()))?;
+    match all(inventory.errors) {
+        // The metrics tell of them, so the file that they are written to is to be used.
+        Err(error) if *metrics => {
+            complain(&error);
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Who has what is for root's eyes only, and so are guests' definitions.
+fn expect_root() -> Result<()> {
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(Error::new("this needs root; run it with sudo")) }
+}

@@ -1,0 +1,532 @@
+//! What `vfpool list` shows: one look at the host as pools see it. Pool, PF, VF, who has it; devices that guests hold beside
+//! that; what could not be given back.
+//!
+//! Reads only, takes no lock, asks no libvirt, and reads each attribute of sysfs once, so that it is fast on a host with
+//! thousands of VFs. The types here are also the shape of `vfpool list --json`: what is absent is left out.
+
+mod text;
+mod watch;
+
+use host::config::pool::{Pf, PfName, Pool, Pools, Vfs};
+use host::config::settings;
+use host::libvirt::runtime;
+use host::log::Log;
+use host::parked::Parked;
+use host::paths::Host;
+use host::pci::snapshot::Snapshot;
+use host::pci::sysfs::{self, PciView};
+use lease::availability::{Availability, Standing};
+use lease::life::Life;
+use lease::records::Records;
+use model::address::PciAddress;
+use model::error::{Error, Result};
+use model::lease::{LeaseState, Role};
+use model::settings::Settings;
+use serde::Serialize;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+pub use watch::watch;
+
+/// A host's devices at one moment.
+#[derive(Debug, Serialize)]
+pub struct Inventory {
+    /// Of this shape: 1. It changes when a field goes away or means something else, not when one is added.
+    pub version: u32,
+    /// The pools, in the order of their files.
+    pub pools: Vec<PoolView>,
+    /// Devices of no pool that guests hold: fixed ones, and siblings.
+    pub others: Vec<DeviceView>,
+    /// With `--groups`: the IOMMU groups of the host by their numbers, then the devices that are in none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<GroupView>>,
+    /// The leases, by their guests' names.
+    pub leases: Vec<LeaseView>,
+    /// What could not be given back, or was not yet.
+    pub attention: Vec<Attention>,
+    /// How often a process had to wait for one of our locks since boot.
+    pub lock_waits: u64,
+    /// What is wrong with pools and settings, one line each.
+    #[serde(serialize_with = "as_texts")]
+    pub errors: Vec<Error>,
+    /// How many of the errors are about pools.
+    #[serde(skip)]
+    pool_errors: usize,
+}
+
+/// A pool.
+#[derive(Debug, Serialize)]
+pub struct PoolView {
+    /// Its name.
+    pub name: String,
+    /// Its file.
+    pub file: String,
+    /// Its PFs, in file order.
+    pub pfs: Vec<PfView>,
+    /// Its devices that are listed one by one.
+    pub devices: Vec<DeviceView>,
+}
+
+/// A PF of a pool.
+#[derive(Debug, Serialize)]
+pub struct PfView {
+    /// As the pool's file has it: network interface or address.
+    pub name: String,
+    /// Where it is. Absent: it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<PciAddress>,
+    /// Its network interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netdev: Option<String>,
+    /// Its driver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Its IOMMU group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iommu_group: Option<u32>,
+    /// Its NUMA node, where the machine has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numa_node: Option<u32>,
+    /// The guest that has the PF itself; its VFs are gone as long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest: Option<String>,
+    /// How many VFs it lacks. A PF that is missing lacks those that its line asks for, or one if that tells no number.
+    pub missing: u32,
+    /// Why it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Its VFs that are in the pool.
+    pub devices: Vec<DeviceView>,
+}
+
+/// A device.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeviceView {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Its driver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Its IOMMU group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iommu_group: Option<u32>,
+    /// Its NUMA node, where the machine has several; a VF is where its PF is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numa_node: Option<u32>,
+    /// Its pool; among groups only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// How it stands.
+    #[serde(flatten)]
+    pub state: State,
+}
+
+/// How a device stands: `"state"`, and what belongs to it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// A guest could have it.
+    Free,
+    /// It is free, and the next start of a stopped guest would take it.
+    Parked {
+        /// Who points at it.
+        guests: Vec<String>,
+    },
+    /// A guest has it.
+    Leased {
+        /// The guest.
+        guest: String,
+        /// Why the guest has it. Absent: it only has another device of the same IOMMU group.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        role: Option<Role>,
+        /// How far the lease is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lease: Option<LeaseState>,
+        /// The driver that it goes back to, if that is not the one it is on.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        was_on: Option<String>,
+    },
+    /// Somebody of whom no lease tells, or the host itself, uses it or a device of its group.
+    Foreign {
+        /// Who or what.
+        by: String,
+    },
+    /// It is listed, and not there.
+    Missing {
+        /// What is wrong.
+        why: String,
+    },
+    /// It is there, and no guest can have it until somebody has seen to it.
+    Attention {
+        /// The guest that left it so, if one did.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        guest: Option<String>,
+        /// What is wrong.
+        why: String,
+    },
+    /// A bridge or port, which is never given to a guest; among groups only.
+    Bridge,
+}
+
+/// An IOMMU group.
+#[derive(Debug, Serialize)]
+pub struct GroupView {
+    /// Its number. Absent: these devices are in none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
+    /// All members.
+    pub devices: Vec<DeviceView>,
+}
+
+/// A guest's lease.
+#[derive(Debug, Serialize)]
+pub struct LeaseView {
+    /// The guest.
+    pub guest: String,
+    /// How far it is.
+    pub state: LeaseState,
+}
+
+/// What was not given back.
+#[derive(Debug, Serialize)]
+pub struct Attention {
+    /// By this guest.
+    pub guest: String,
+    /// What went wrong.
+    pub why: String,
+}
+
+fn as_texts<S: serde::Serializer>(errors: &[Error], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(errors.iter().map(ToString::to_string))
+}
+
+/// What to look at.
+#[derive(Debug, Default)]
+pub struct Scope<'a> {
+    /// These pools only, and nothing beside them.
+    pub pools: &'a [String],
+    /// The IOMMU groups, too.
+    pub groups: bool,
+}
+
+impl Inventory {
+    /// Looks at the host.
+    ///
+    /// # Errors
+    /// Not for what is wrong with single pools or devices: that is part of the answer.
+    pub fn gather(host: &Host, log: &Log, scope: &Scope) -> Result<Self> {
+        let pools = Pools::load(host);
+        let wanted: Vec<&Pool> = match scope.pools {
+            [] => pools.pools.iter().collect(),
+            names => {
+                let found: BTreeSet<&str> =
+                    names.iter().map(|name| Ok(pools.find(name)?.name.as_str())).collect::<Result<_>>()?;
+                pools.pools.iter().filter(|pool| found.contains(pool.name.as_str())).collect()
+            }
+        };
+        let mut errors = pools.errors.clone();
+        let (settings, settings_error) = match settings::load(host) {
+            Ok(settings) => (settings, None),
+            Err(error) => (Settings::default(), Some(error)),
+        };
+        let store = Records::new(host, log);
+        let picture = Snapshot::new(host);
+        let availability = Availability::of_all(&picture, &store, &settings)?;
+        let mut view = View {
+            host,
+            store: &store,
+            picture: &picture,
+            availability,
+            parked: BTreeMap::new(),
+            devices: RefCell::default(),
+            numa: RefCell::default(),
+        };
+        view.parked = view.parked();
+        let views: Vec<PoolView> = wanted.into_iter().map(|pool| view.pool(pool, &mut errors)).collect();
+        let pool_errors = errors.len();
+        errors.extend(settings_error);
+        let members: HashMap<PciAddress, &str> =
+            views.iter().flat_map(|pool| pool.devices().map(|device| (device.address, pool.name.as_str()))).collect();
+        let is_part = !scope.pools.is_empty();
+        let groups = scope.groups.then(|| view.groups(&views, &members, is_part)).transpose()?;
+        let (leases, attention) = view.leases()?;
+        let others = if is_part { Vec::new() } else { view.others(&leases, &members) };
+        Ok(Self {
+            version: 1,
+            others,
+            groups,
+            leases,
+            attention,
+            lock_waits: store.lock_waits(),
+            errors,
+            pool_errors,
+            pools: views,
+        })
+    }
+}
+
+impl PoolView {
+    /// All of its devices, those of its PFs first.
+    pub fn devices(&self) -> impl Iterator<Item = &DeviceView> {
+        self.pfs.iter().flat_map(|pf| &pf.devices).chain(&self.devices)
+    }
+
+    /// How many of its devices stand in each way, by the name of that.
+    fn count(&self) -> BTreeMap<&'static str, u64> {
+        let mut count = BTreeMap::new();
+        for state in STATES {
+            count.insert(state, 0);
+        }
+        for device in self.devices() {
+            *count.entry(device.state.name()).or_default() += 1;
+        }
+        *count.entry("missing").or_default() += self.pfs.iter().map(|pf| u64::from(pf.missing)).sum::<u64>();
+        count
+    }
+}
+
+/// The names of the states that a pool's device can be in.
+const STATES: [&str; 6] = ["free", "parked", "leased", "foreign", "missing", "attention"];
+
+impl State {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Parked { .. } => "parked",
+            Self::Leased { .. } => "leased",
+            Self::Foreign { .. } => "foreign",
+            Self::Missing { .. } => "missing",
+            Self::Attention { .. } => "attention",
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
+/// What one look has at hand.
+struct View<'a> {
+    host: &'a Host,
+    store: &'a Records<'a>,
+    picture: &'a Snapshot<'a>,
+    availability: Availability<'a>,
+    /// Who is parked where.
+    parked: BTreeMap<PciAddress, Vec<String>>,
+    devices: RefCell<BTreeMap<PciAddress, DeviceView>>,
+    numa: RefCell<BTreeMap<PciAddress, Option<u32>>>,
+}
+
+impl View<'_> {
+    /// The stopped guests that point at devices of pools.
+    fn parked(&self) -> BTreeMap<PciAddress, Vec<String>> {
+        let mut parked: BTreeMap<PciAddress, Vec<String>> = BTreeMap::new();
+        for guest in Parked::load(self.host).guests {
+            let places: BTreeSet<PciAddress> = guest.devices.iter().filter_map(|place| place.address).collect();
+            let runs = || {
+                runtime::qemu(self.host, &guest.name).is_some()
+                    || self.availability.holder(&guest.name).is_some_and(|holder| holder.is_in_use)
+            };
+            if places.is_empty() || runs() {
+                continue;
+            }
+            for place in places {
+                parked.entry(place).or_default().push(guest.name.clone());
+            }
+        }
+        parked
+    }
+
+    fn pool(&self, pool: &Pool, errors: &mut Vec<Error>) -> PoolView {
+        let pfs = pool.pf_names().zip(pool.pfs(self.picture));
+        let pfs = pfs.map(|((name, vfs), pf)| self.pf(pool, name, vfs, pf, errors)).collect();
+        let listed = pool.listed(self.picture).into_iter().map(|(address, is_member)| match is_member {
+            Ok(()) => match self.device(address) {
+                DeviceView { state: State::Bridge, .. } => {
+                    let state =
+                        State::Attention { guest: None, why: "it is a bridge, which no guest can have".to_owned() };
+                    DeviceView { state, ..self.device(address) }
+                }
+                device => device,
+            },
+            Err(error) => {
+                let why = error.to_string();
+                errors.push(error);
+                DeviceView { state: State::Missing { why }, ..self.device(address) }
+            }
+        });
+        let devices = listed.collect();
+        PoolView { name: pool.name.clone(), file: pool.file.display().to_string(), pfs, devices }
+    }
+
+    fn pf(&self, pool: &Pool, name: &PfName, vfs: Vfs, pf: Result<Pf>, errors: &mut Vec<Error>) -> PfView {
+        let found = pf.and_then(|pf| {
+            let device = self.picture.identity(pf.address)?;
+            let told = errors.len();
+            let members = pool.vfs(self.picture, &pf, errors)?;
+            // Those that are told of are there, in another pool.
+            let now = u32::try_from(members.len() + errors.len() - told).unwrap_or(u32::MAX);
+            let guest = self.store.owner(pf.address)?;
+            let wanted = vfs.wanted(now, sysfs::totalvfs(self.host, pf.address)?);
+            Ok((pf, device, members, guest, wanted.saturating_sub(now)))
+        });
+        match found {
+            Ok((pf, device, members, guest, missing)) => PfView {
+                name: name.to_string(),
+                address: Some(pf.address),
+                netdev: pf.netdev,
+                driver: device.as_ref().and_then(|device| device.driver.clone()),
+                iommu_group: device.and_then(|device| device.group),
+                numa_node: self.numa_node(pf.address),
+                guest,
+                missing,
+                why: None,
+                devices: members.into_iter().map(|vf| self.device(vf)).collect(),
+            },
+            Err(error) => {
+                let why = error.to_string();
+                errors.push(error);
+                PfView {
+                    name: name.to_string(),
+                    address: None,
+                    netdev: None,
+                    driver: None,
+                    iommu_group: None,
+                    numa_node: None,
+                    guest: None,
+                    missing: if let Vfs::Count(count) = vfs { count } else { 1 },
+                    why: Some(why),
+                    devices: Vec::new(),
+                }
+            }
+        }
+    }
+
+    /// A device, looked at once: a member of a pool is in a group, too.
+    fn device(&self, address: PciAddress) -> DeviceView {
+        if let Some(known) = self.devices.borrow().get(&address) {
+            return known.clone();
+        }
+        // What cannot be read is part of its state.
+        let device = self.picture.identity(address).ok().flatten();
+        let state =
+            self.state(address).unwrap_or_else(|error| State::Attention { guest: None, why: error.to_string() });
+        let pf = device.as_ref().and_then(|device| device.physfn);
+        let view = DeviceView {
+            address,
+            iommu_group: device.as_ref().and_then(|device| device.group),
+            driver: device.and_then(|device| device.driver),
+            numa_node: self.numa_node(pf.unwrap_or(address)),
+            pool: None,
+            state,
+        };
+        self.devices.borrow_mut().insert(address, view.clone());
+        view
+    }
+
+    fn numa_node(&self, address: PciAddress) -> Option<u32> {
+        let mut known = self.numa.borrow_mut();
+        // Nothing hangs on it.
+        *known.entry(address).or_insert_with(|| sysfs::numa_node(self.host, address).ok().flatten())
+    }
+
+    fn state(&self, address: PciAddress) -> Result<State> {
+        Ok(match self.availability.of("", address)? {
+            Standing::Free => match self.parked.get(&address) {
+                Some(guests) => State::Parked { guests: guests.clone() },
+                None => State::Free,
+            },
+            Standing::Leased { guest } => self.leased(address, guest)?,
+            Standing::Needed { by } => State::Foreign { by },
+            Standing::Missing => match (self.picture.identity(address)?, self.store.owner(address)?) {
+                (Some(device), _) if device.is_bridge() => State::Bridge,
+                (Some(_), _) => State::Attention {
+                    guest: None,
+                    why: "it is in no IOMMU group; is the IOMMU switched on?".to_owned(),
+                },
+                // The VFs of a PF that a guest has are gone, and will be back.
+                (None, Some(guest)) => self.leased(address, guest)?,
+                (None, None) => State::Missing { why: "there is no PCI function at this address".to_owned() },
+            },
+        })
+    }
+
+    fn leased(&self, address: PciAddress, guest: String) -> Result<State> {
+        let Some(holder) = self.availability.holder(&guest) else {
+            return Ok(State::Leased { guest, role: None, lease: None, was_on: None });
+        };
+        let lease = &holder.lease;
+        if !holder.is_in_use {
+            let left = self.store.attention(&guest)?;
+            let is_forgotten = lease.state != LeaseState::Returning && !lease.libvirt_lives(self.host);
+            let forgotten = || format!("guest '{guest}' is gone without a word; `vfpool reconcile` gives it back");
+            if let Some(why) = left.or_else(|| is_forgotten.then(forgotten)) {
+                return Ok(State::Attention { guest: Some(guest), why });
+            }
+        }
+        let held = lease.held(address);
+        let driver = self.picture.identity(address)?.and_then(|device| device.driver);
+        let was_on = held.and_then(|held| held.driver.clone()).filter(|was| Some(was) != driver.as_ref());
+        Ok(State::Leased { guest, role: held.map(|held| held.role), lease: Some(lease.state), was_on })
+    }
+
+    /// All leases, and what somebody has to see to.
+    fn leases(&self) -> Result<(Vec<LeaseView>, Vec<Attention>)> {
+        let (mut leases, mut attention) = (Vec::new(), Vec::new());
+        let marked = self.store.guests_needing_attention()?;
+        let guests: BTreeSet<String> = self.store.guests()?.into_iter().chain(marked).collect();
+        for guest in guests {
+            let why = self.store.attention(&guest)?;
+            match self.availability.holder(&guest) {
+                Some(holder) => leases.push(LeaseView { guest: guest.clone(), state: holder.lease.state }),
+                None if why.is_none() && self.store.has_lease(&guest) => {
+                    let why = "its lease cannot be read; the next event of the guest sets it aside".to_owned();
+                    attention.push(Attention { guest: guest.clone(), why });
+                }
+                None => {}
+            }
+            attention.extend(why.map(|why| Attention { guest, why }));
+        }
+        Ok((leases, attention))
+    }
+
+    /// The devices of the leases that are in no pool.
+    fn others(&self, leases: &[LeaseView], members: &HashMap<PciAddress, &str>) -> Vec<DeviceView> {
+        let holders = leases.iter().filter_map(|lease| self.availability.holder(&lease.guest));
+        let held: BTreeSet<PciAddress> = holders
+            .flat_map(|holder| holder.lease.devices.iter().map(|held| held.address).collect::<Vec<_>>())
+            .collect();
+        let others = held.into_iter().filter(|address| !members.contains_key(address));
+        others.map(|address| self.device(address)).collect()
+    }
+
+    /// The groups of these members, or all of the host.
+    fn groups(
+        &self,
+        pools: &[PoolView],
+        members: &HashMap<PciAddress, &str>,
+        of_members: bool,
+    ) -> Result<Vec<GroupView>> {
+        let pfs = pools.iter().flat_map(|pool| pool.pfs.iter().filter_map(|pf| Some((pf.address?, &pool.name))));
+        let pfs: HashMap<PciAddress, &String> = pfs.collect();
+        let mut groups: BTreeMap<Option<u32>, Vec<DeviceView>> = BTreeMap::new();
+        for address in sysfs::functions(self.host)? {
+            let mut device = self.device(address);
+            device.pool = members.get(&address).map(|pool| (*pool).to_owned());
+            let is_bridge =
+                self.picture.identity(address).is_ok_and(|device| device.is_some_and(|device| device.is_bridge()));
+            if is_bridge && device.pool.is_none() && !matches!(device.state, State::Leased { .. }) {
+                device.state = State::Bridge;
+            }
+            if let (State::Free, Some(pool)) = (&device.state, pfs.get(&address)) {
+                device.state = State::Foreign { by: format!("its VFs are pool '{pool}'") };
+            }
+            groups.entry(device.iommu_group).or_default().push(device);
+        }
+        if of_members {
+            groups.retain(|_, devices| devices.iter().any(|device| device.pool.is_some()));
+        }
+        let mut groups: Vec<GroupView> =
+            groups.into_iter().map(|(group, devices)| GroupView { group, devices }).collect();
+        if groups.first().is_some_and(|group| group.group.is_none()) {
+            groups.rotate_left(1);
+        }
+        Ok(groups)
+    }
+}

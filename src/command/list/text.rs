@@ -1,0 +1,316 @@
+//! An inventory for people, and for Prometheus.
+//!
+//! A name may hold anything; here, too, it must not make lines or control sequences of its own. Colours are always written:
+//! whoever owns the stream takes them out where it is no terminal.
+
+use super::{DeviceView, GroupView, Inventory, PfView, PoolView, STATES, State};
+use anstyle::{AnsiColor, Style};
+use model::error::{Error, Result};
+use model::lease::{LeaseState, Role};
+use std::fmt::{self, Display, Formatter, Write};
+
+/// Columns of the narrowest terminal.
+const WIDTH: usize = 80;
+
+const HEADING: Style = Style::new().bold();
+
+/// The tree: pool, PF, VF, guest; or with groups: group, device, guest.
+impl Display for Inventory {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        match &self.groups {
+            Some(groups) => show_groups(groups, out)?,
+            None => self.show_pools(out)?,
+        }
+        for attention in &self.attention {
+            let style = colour(AnsiColor::Red);
+            let name = Name(&attention.guest);
+            fold(out, &format!("{name}  "), 4, style, &format!("needs attention: {}", Name(&attention.why)))?;
+        }
+        Ok(())
+    }
+}
+
+impl Inventory {
+    fn show_pools(&self, out: &mut dyn Write) -> fmt::Result {
+        if self.pools.is_empty() && self.others.is_empty() {
+            return writeln!(out, "No pool in /etc/vfpool/pools.d, and no guest holds a device.");
+        }
+        for pool in &self.pools {
+            pool.show(out)?;
+        }
+        if !self.others.is_empty() {
+            writeln!(out, "{HEADING}in no pool{HEADING:#}")?;
+            for device in &self.others {
+                device.show(2, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All of it for programs.
+    pub fn json(&self) -> Result<String> {
+        let text = serde_json::to_string_pretty(self);
+        text.map(|text| text + "\n").map_err(|cause| Error::new(format!("Cannot write the list: {cause}")))
+    }
+
+    /// The counts in Prometheus' text exposition format, for node_exporter's textfile collector.
+    pub fn metrics(&self) -> String {
+        let devices = self.pools.iter().flat_map(|pool| {
+            let count = pool.count();
+            STATES.map(|state| (format!("{{pool=\"{}\",state=\"{state}\"}}", label(&pool.name)), count[state]))
+        });
+        let leases = LeaseState::ALL.map(|state| {
+            let leases = self.leases.iter().filter(|lease| lease.state == state);
+            (format!("{{state=\"{state}\"}}"), leases.count() as u64)
+        });
+        let single = |value: u64| vec![(String::new(), value)];
+        let metrics = [
+            ("devices", "gauge", "Devices of pools by state.", devices.collect()),
+            ("leases", "gauge", "Leases of guests by state.", leases.to_vec()),
+            (
+                "failed_give_backs",
+                "gauge",
+                "Guests of which something could not be given back to the host.",
+                single(self.attention.len() as u64),
+            ),
+            ("lock_waits_total", "counter", "Times that a process had to wait for a lock.", single(self.lock_waits)),
+            ("pool_errors", "gauge", "Files and lines of pools that cannot be used.", single(self.pool_errors as u64)),
+        ];
+        let blocks = metrics.map(|(name, kind, help, samples): (_, _, _, Vec<(String, u64)>)| {
+            let samples = samples.iter().map(|(labels, value)| format!("vfpool_{name}{labels} {value}\n"));
+            format!(
+                "# HELP vfpool_{name} {help}\n# TYPE vfpool_{name} {kind}\n{}",
+                samples.collect::<Vec<_>>().concat()
+            )
+        });
+        blocks.concat()
+    }
+}
+
+fn show_groups(groups: &[GroupView], out: &mut dyn Write) -> fmt::Result {
+    if groups.is_empty() {
+        return writeln!(out, "No PCI device.");
+    }
+    for GroupView { group, devices } in groups {
+        match group {
+            Some(group) => writeln!(out, "{HEADING}group {group}{HEADING:#}")?,
+            None => writeln!(out, "{HEADING}no IOMMU group{HEADING:#}")?,
+        }
+        for device in devices {
+            device.show_in_group(out)?;
+        }
+    }
+    Ok(())
+}
+
+/// A label's value. Source: Prometheus, "Exposition formats".
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+impl PoolView {
+    fn show(&self, out: &mut dyn Write) -> fmt::Result {
+        let count = self.count();
+        let mut parts = vec![plural(count.values().sum(), "device")];
+        for state in STATES {
+            match count.get(state) {
+                Some(0) | None => {}
+                Some(number) if state == "attention" => parts.push(format!("{number} to attend to")),
+                Some(number) => parts.push(format!("{number} {state}")),
+            }
+        }
+        let heading = format!("{HEADING}{}{HEADING:#}: ", Name(&self.name));
+        fold(out, &heading, 4, Style::new(), &parts.join(", "))?;
+        for pf in &self.pfs {
+            pf.show(out)?;
+            for device in &pf.devices {
+                device.show(4, out)?;
+            }
+        }
+        for device in &self.devices {
+            device.show(2, out)?;
+        }
+        Ok(())
+    }
+}
+
+fn plural(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+impl PfView {
+    fn show(&self, out: &mut dyn Write) -> fmt::Result {
+        let Some(address) = self.address else {
+            let front = Columns { indent: 2, name: &Name(&self.name), driver: None, group: Some("") };
+            let missing =
+                if self.missing > 1 { format!("missing, with its {} VFs", self.missing) } else { "missing".into() };
+            return fold(out, &front.to_string(), STATE, colour(AnsiColor::Red), &missing);
+        };
+        let group = group(self.iommu_group);
+        let front = Columns { indent: 2, name: &address, driver: self.driver.as_deref(), group: Some(&group) };
+        let there = self.devices.len() as u64;
+        let vfs = match self.missing {
+            0 => plural(there, "VF"),
+            missing => format!("{there} of {} VFs", there + u64::from(missing)),
+        };
+        let netdev = self.netdev.as_ref().map_or_else(String::new, |netdev| format!("{}, ", Name(netdev)));
+        let guest = self.guest.as_ref().map_or_else(String::new, |guest| format!(", leased to {}", Name(guest)));
+        let text = format!("{netdev}{vfs}{}{guest}", numa(self.numa_node));
+        let style = if self.missing > 0 { colour(AnsiColor::Red) } else { Style::new() };
+        fold(out, &front.to_string(), STATE, style, &text)
+    }
+}
+
+impl DeviceView {
+    fn show(&self, indent: usize, out: &mut dyn Write) -> fmt::Result {
+        let group = group(self.iommu_group);
+        let front = Columns { indent, name: &self.address, driver: self.driver.as_deref(), group: Some(&group) };
+        // A VF is where its PF is.
+        let numa = if indent == 2 { numa(self.numa_node) } else { String::new() };
+        fold(out, &front.to_string(), STATE, self.state.style(), &format!("{}{numa}", self.state))
+    }
+
+    fn show_in_group(&self, out: &mut dyn Write) -> fmt::Result {
+        let front = Columns { indent: 2, name: &self.address, driver: self.driver.as_deref(), group: None };
+        let pool = self.pool.as_ref().map_or_else(String::new, |pool| format!(", pool {}", Name(pool)));
+        let text = format!("{}{pool}{}", self.state, numa(self.numa_node));
+        fold(out, &front.to_string(), STATE - GROUP - 2, self.state.style(), &text)
+    }
+}
+
+fn group(group: Option<u32>) -> String {
+    group.map_or_else(|| "no group".to_owned(), |group| format!("group {group}"))
+}
+
+fn numa(node: Option<u32>) -> String {
+    node.map_or_else(String::new, |node| format!(", NUMA node {node}"))
+}
+
+/// The columns before the state.
+struct Columns<'a> {
+    indent: usize,
+    name: &'a dyn Display,
+    driver: Option<&'a str>,
+    group: Option<&'a str>,
+}
+
+const NAME: usize = 16;
+const DRIVER: usize = 10;
+const GROUP: usize = 9;
+/// Where the state stands.
+const STATE: usize = NAME + 2 + DRIVER + 2 + GROUP + 2;
+
+impl Display for Columns<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let name = format!("{:indent$}{}", "", self.name, indent = self.indent);
+        let driver = self.driver.map_or_else(|| "-".to_owned(), |driver| Name(driver).to_string());
+        write!(f, "{name:NAME$}  {driver:DRIVER$}  ")?;
+        self.group.map_or(Ok(()), |group| write!(f, "{group:GROUP$}  "))
+    }
+}
+
+impl State {
+    fn style(&self) -> Style {
+        match self {
+            Self::Free | Self::Parked { .. } => colour(AnsiColor::Green),
+            Self::Leased { .. } => colour(AnsiColor::Cyan),
+            Self::Foreign { .. } => colour(AnsiColor::Yellow),
+            Self::Missing { .. } | Self::Attention { .. } => colour(AnsiColor::Red),
+            Self::Bridge => Style::new(),
+        }
+    }
+}
+
+const fn colour(colour: AnsiColor) -> Style {
+    colour.on_default()
+}
+
+impl Display for State {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Free => f.write_str("free"),
+            Self::Parked { guests } => {
+                let guests: Vec<String> = guests.iter().map(|guest| Name(guest).to_string()).collect();
+                write!(f, "parked by {}", guests.join(", "))
+            }
+            Self::Leased { guest, role, lease, was_on } => {
+                let mut more = Vec::new();
+                match role {
+                    Some(Role::Managed | Role::Unmanaged) => {}
+                    Some(Role::Sibling) => more.push("sibling".to_owned()),
+                    Some(Role::Vf) => more.push("went with its PF".to_owned()),
+                    None => more.push("its group".to_owned()),
+                }
+                more.extend(lease.filter(|lease| *lease != LeaseState::Active).map(|lease| lease.to_string()));
+                more.extend(was_on.iter().map(|driver| format!("was on {}", Name(driver))));
+                let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join(", ")) };
+                write!(f, "leased to {}{more}", Name(guest))
+            }
+            Self::Foreign { by } => write!(f, "foreign: {}", Name(by)),
+            Self::Missing { .. } => f.write_str("missing"),
+            Self::Attention { why, .. } => write!(f, "needs attention: {}", Name(why)),
+            Self::Bridge => f.write_str("bridge"),
+        }
+    }
+}
+
+/// A text of somebody else, on one line and without control sequences.
+struct Name<'a>(&'a str);
+
+impl Display for Name<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            if character.is_control() || is_direction(character) {
+                write!(f, "{}", character.escape_default())?;
+            } else {
+                f.write_char(character)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Characters that change where others of the line are shown (Unicode, "Bidirectional Algorithm").
+fn is_direction(character: char) -> bool {
+    matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Writes a text behind `front`, from column `indent` on, and on as many lines as it needs to stay within [`WIDTH`].
+fn fold(out: &mut dyn Write, front: &str, indent: usize, style: Style, text: &str) -> fmt::Result {
+    let mut column = anstream::adapter::strip_str(front).to_string().chars().count();
+    write!(out, "{front}")?;
+    let mut line = String::new();
+    let flush = |line: &mut String, out: &mut dyn Write| {
+        let line = std::mem::take(line);
+        if line.is_empty() { Ok(()) } else { write!(out, "{style}{line}{style:#}") }
+    };
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        let blank = usize::from(!line.is_empty());
+        if column + blank + length <= WIDTH {
+            if blank == 1 {
+                line.push(' ');
+            }
+            line.push_str(word);
+            column += blank + length;
+            continue;
+        }
+        if !line.is_empty() {
+            flush(&mut line, out)?;
+            write!(out, "\n{:indent$}", "")?;
+            column = indent;
+        }
+        // One that is longer than a line.
+        for character in word.chars() {
+            if column == WIDTH {
+                flush(&mut line, out)?;
+                write!(out, "\n{:indent$}", "")?;
+                column = indent;
+            }
+            line.push(character);
+            column += 1;
+        }
+    }
+    flush(&mut line, out)?;
+    writeln!(out)
+}

@@ -1,0 +1,277 @@
+//! Parking: every stopped guest that asks a pool for a device points at a free one, so that whatever starts it (virsh,
+//! autostart, virt-manager) boots it with that.
+//!
+//! libvirt edits the definitions, one device at a time and never a whole one, so that no edit of anybody else is lost. An
+//! interface is updated in one step. A hostdev is detached and attached again; between the two steps its request in the
+//! guest's metadata holds it, and the hook lets no guest start without it. Whatever is killed, and whenever: the next
+//! run goes on from what the definition says.
+
+use crate::edit::{self, CONFIG, PLACEHOLDER};
+use crate::virsh::Virsh;
+use host::libvirt::{definitions, runtime};
+use host::log::Log;
+use host::parked::{Guest, Other, Parked, Place};
+use host::paths::Host;
+use host::process;
+use lease::Leases;
+use lease::availability::Standing;
+use lease::life::Life;
+use model::address::PciAddress;
+use model::assign::{Want, assign};
+use model::domain::{Domain, Kind, Request};
+use model::error::{Error, Result};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Parks the guests of one host.
+pub struct Parking<'a> {
+    /// The host.
+    pub host: &'a Host,
+    /// Where each change is told.
+    pub log: &'a Log,
+    /// Who has what.
+    pub events: &'a Leases<'a>,
+    /// The way to libvirt.
+    pub virsh: Virsh<'a>,
+}
+
+/// What one run has to do, and what came of it.
+#[derive(Default)]
+struct Run {
+    /// Guests whose definition is new.
+    changed: BTreeSet<String>,
+    /// What could not be done, of which guest.
+    failures: Vec<(String, Error)>,
+}
+
+impl Parking<'_> {
+    /// Points every stopped guest at a free device, first the one whose start was refused last: `refused` were just now.
+    /// Returns what could not be done: of all guests, or, with `only_news`, of those that changed since the last run or were
+    /// refused.
+    pub fn park(&self, refused: &[String], only_news: bool) -> Result<Vec<Error>> {
+        let mut run = Run::default();
+        let _editing = self.events.store().editing(self.virsh.limit)?;
+        let before = Parked::load(self.host);
+        let mut parked = self.look(&before, &mut run)?;
+        for guest in parked.guests.iter_mut().filter(|guest| refused.contains(&guest.name)) {
+            guest.refused = process::uptime(self.host);
+        }
+        let moved = self.move_all(&mut parked, &mut run);
+        // What the move has left in the requests matters to nobody who starts a guest.
+        for guest in moved {
+            self.tidy(&guest, &mut parked, &mut run);
+        }
+        if parked != before {
+            parked.save(self.host)?;
+        }
+        let Run { changed, failures } = run;
+        let is_news = |guest: &String| !only_news || changed.contains(guest) || refused.contains(guest);
+        let told = failures.into_iter().filter(|(guest, _)| is_news(guest));
+        Ok(told.map(|(guest, error)| error.during(format_args!("guest '{guest}'"))).collect())
+    }
+
+    /// Reads the definitions that changed.
+    fn look(&self, before: &Parked, run: &mut Run) -> Result<Parked> {
+        let mut parked = Parked::default();
+        for name in definitions::names(self.host)? {
+            let Some(stamp) = definitions::stamp(&definitions::path(self.host, &name)) else { continue };
+            match before.guest(&name) {
+                Some(guest) if guest.stamp == stamp => parked.guests.push(guest.clone()),
+                _ => {
+                    run.changed.insert(name.clone());
+                    let refused = before.guest(&name).and_then(|guest| guest.refused);
+                    parked.guests.push(Guest { refused, ..self.read(&name, stamp, run) });
+                }
+            }
+        }
+        Ok(parked)
+    }
+
+    /// Understands one definition.
+    fn read(&self, name: &str, stamp: String, run: &mut Run) -> Guest {
+        let mut guest = Guest { name: name.to_owned(), stamp, refused: None, devices: Vec::new(), others: Vec::new() };
+        let xml = match definitions::read(self.host, name) {
+            Ok(xml) => xml,
+            Err(error) => {
+                run.failures.push((name.to_owned(), error));
+                return guest;
+            }
+        };
+        let domain = match Domain::parse(&xml) {
+            Ok(domain) => domain,
+            Err(error) => {
+                let path = definitions::path(self.host, name);
+                run.failures.push((name.to_owned(), error.during(path.display())));
+                return guest;
+            }
+        };
+        for request in &domain.requests {
+            guest.devices.push(Place {
+                pool: request.pool.clone(),
+                guest_address: request.guest_address,
+                address: domain.device_for(request).map(|device| device.address),
+                moving: request.moving.is_some(),
+            });
+        }
+        let others = domain.devices.iter().filter(|device| domain.request_for(device).is_none());
+        guest.others = others.map(|device| Other { address: device.address }).collect();
+        guest
+    }
+
+    /// Reads one guest again after it was, or may have been, changed.
+    fn look_again(&self, name: &str, parked: &mut Parked, run: &mut Run) {
+        let stamp = definitions::stamp(&definitions::path(self.host, name));
+        let refused = parked.guest(name).and_then(|guest| guest.refused);
+        let new = stamp.map(|stamp| Guest { refused, ..self.read(name, stamp, run) });
+        parked.put(name, new);
+    }
+
+    /// Whether libvirt would take the guest's definition for its next start only. One that is just being started is left
+    /// alone, too.
+    fn is_stopped(&self, guest: &str) -> bool {
+        runtime::qemu(self.host, guest).is_none()
+            && self.events.store().peek(guest).is_none_or(|lease| !lease.is_in_use(self.host, guest))
+    }
+
+    /// Points guests elsewhere; returns those that were touched.
+    fn move_all(&self, parked: &mut Parked, run: &mut Run) -> Vec<String> {
+        let mut touched: Vec<String> = Vec::new();
+        let unfinished = |guest: &&Guest| guest.devices.iter().any(|place| place.moving);
+        let unfinished: Vec<String> = parked.guests.iter().filter(unfinished).map(|guest| guest.name.clone()).collect();
+        for guest in unfinished {
+            if let Err(error) = self.finish(&guest) {
+                run.failures.push((guest.clone(), error));
+            }
+            self.look_again(&guest, parked, run);
+            touched.push(guest);
+        }
+        for (guest, guest_address, to) in self.decide(parked, run) {
+            if let Err(error) = self.point(&guest, guest_address, to) {
+                run.failures.push((guest.clone(), error));
+            }
+            self.look_again(&guest, parked, run);
+            touched.push(guest);
+        }
+        touched
+    }
+
+    /// What is to be moved where.
+    fn decide(&self, parked: &Parked, run: &mut Run) -> Vec<(String, PciAddress, PciAddress)> {
+        let asking = |guest: &&Guest| guest.devices.iter().any(|place| place.address.is_some());
+        let mut guests: Vec<&Guest> =
+            parked.guests.iter().filter(asking).filter(|guest| self.is_stopped(&guest.name)).collect();
+        guests.sort_by_key(|guest| Reverse(guest.refused));
+        let mut wants = Vec::new();
+        let mut keys = Vec::new();
+        for guest in &guests {
+            for place in &guest.devices {
+                let Some(current) = place.address else { continue };
+                wants.push(Want { guest: &guest.name, pool: &place.pool, current });
+                keys.push(place.guest_address);
+            }
+        }
+        let mut free = BTreeMap::new();
+        for want in &wants {
+            if free.contains_key(want.pool) {
+                continue;
+            }
+            let found = self.free(want.pool);
+            let (members, errors) = found.unwrap_or_else(|error| (Vec::new(), vec![error]));
+            for error in errors {
+                let asking = wants.iter().filter(|other| other.pool == want.pool);
+                run.failures.extend(asking.map(|other| (other.guest.to_owned(), error.clone())));
+            }
+            free.insert(want.pool, members);
+        }
+        let mut others = BTreeMap::new();
+        for guest in &guests {
+            others.insert(guest.name.as_str(), guest.others.iter().map(|other| other.address).collect());
+        }
+        let places = assign(&wants, &free, &others);
+        let moves = wants.iter().zip(keys).zip(places).filter(|((want, _), to)| want.current != *to);
+        moves.map(|((want, key), to)| (want.guest.to_owned(), key, to)).collect()
+    }
+
+    /// The free members of a pool, and what is wrong with it.
+    fn free(&self, name: &str) -> Result<(Vec<PciAddress>, Vec<Error>)> {
+        let pool = self.events.pools().find(name)?;
+        let (members, mut errors) = pool.members(self.host);
+        let availability = self.events.availability();
+        let mut free = Vec::new();
+        for address in members {
+            match availability.of("", address) {
+                Ok(Standing::Free) => free.push(address),
+                Ok(_) => {}
+                Err(error) => errors.push(error),
+            }
+        }
+        Ok((free, errors))
+    }
+
+    /// Points one device of a guest at another one.
+    fn point(&self, guest: &str, guest_address: PciAddress, to: PciAddress) -> Result<()> {
+        let xml = definitions::read(self.host, guest)?;
+        let domain = Domain::parse(&xml)?;
+        let request = domain.requests.iter().find(|request| request.guest_address == guest_address);
+        let found = request.and_then(|request| Some((request, domain.device_for(request)?)));
+        // Somebody has edited the guest meanwhile. That makes another run.
+        let Some((request, device)) = found else { return Ok(()) };
+        let (from, text) = (device.address, domain.text_at(device, to));
+        match device.kind {
+            Kind::Interface => edit::edit_device(&self.virsh, "update-device", &domain.uuid, &text)?,
+            Kind::Hostdev | Kind::Disk => {
+                edit::replace(&self.virsh, &domain, &domain.requests, guest_address, &text)?;
+            }
+        }
+        self.log.info(format_args!("guest '{guest}': parked at {to} of pool '{}' (was {from})", request.pool));
+        Ok(())
+    }
+
+    /// Attaches what a run that did not end has detached.
+    fn finish(&self, guest: &str) -> Result<()> {
+        let xml = definitions::read(self.host, guest)?;
+        let domain = Domain::parse(&xml)?;
+        for request in &domain.requests {
+            let Some(text) = request.moving.as_ref().filter(|_| domain.device_for(request).is_none()) else { continue };
+            edit::edit_device(&self.virsh, "attach-device", &domain.uuid, text)?;
+            self.log.warning(format_args!(
+                "guest '{guest}': its device of pool '{}' is back in its definition, after a move that did not end",
+                request.pool
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes out of a guest's definition what was only needed for the move.
+    fn tidy(&self, guest: &str, parked: &mut Parked, run: &mut Run) {
+        let places = parked.guest(guest).map(|guest| guest.devices.clone()).unwrap_or_default();
+        if let Err(error) = self.try_tidy(guest, &places) {
+            run.failures.push((guest.to_owned(), error));
+        }
+        self.look_again(guest, parked, run);
+    }
+
+    /// `places`: the guest's devices after the move. One that has gone since was taken away by somebody.
+    fn try_tidy(&self, guest: &str, places: &[Place]) -> Result<()> {
+        let xml = definitions::read(self.host, guest)?;
+        let domain = Domain::parse(&xml)?;
+        let was_there = |request: &Request| {
+            let mut places = places.iter();
+            places.any(|place| place.guest_address == request.guest_address && place.address.is_some())
+        };
+        let is_over = |request: &Request| was_there(request) || domain.device_for(request).is_some();
+        let is_moving = |request: &&Request| request.moving.is_some();
+        if domain.text().contains(PLACEHOLDER) && domain.requests.iter().filter(is_moving).all(is_over) {
+            let bare = format!("<interface type='user'><mac address='{PLACEHOLDER}'/></interface>");
+            edit::edit_device(&self.virsh, "detach-device", &domain.uuid, &bare)?;
+        }
+        if !domain.requests.iter().filter(is_moving).any(is_over) {
+            return Ok(());
+        }
+        let requests = domain
+            .requests
+            .iter()
+            .map(|request| Request { moving: request.moving.clone().filter(|_| !is_over(request)), ..request.clone() });
+        edit::set_requests(&self.virsh, &domain.uuid, CONFIG, &requests.collect::<Vec<_>>())
+    }
+}

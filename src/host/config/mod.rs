@@ -1,0 +1,4 @@
+//! What the admin has written.
+
+pub mod pool;
+pub mod settings;

@@ -1,0 +1,70 @@
+//! Reads the admin's settings, `/etc/vfpool/host.xml`.
+
+use crate::paths::Host;
+use model::error::{Error, Result};
+use model::settings::Settings;
+use std::{fs, io};
+
+/// Reads the host's settings; without a file, each has its default.
+///
+/// # Errors
+/// Why the file cannot be used.
+pub fn load(host: &Host) -> Result<Settings> {
+    let path = host.settings();
+    match fs::read_to_string(&path) {
+        Ok(text) => Settings::parse(&text).map_err(|cause| {
+            Error::new(format!("Cannot use {}: {cause}; using default settings until it is fixed", path.display()))
+        }),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Settings::default()),
+        Err(cause) => Err(Error::io("read", &path, &cause)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn load(text: &str) -> Result<Settings> {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path());
+        fs::create_dir_all(host.settings().parent().unwrap()).unwrap();
+        fs::write(host.settings(), text).unwrap();
+        super::load(&host)
+    }
+
+    #[test]
+    fn each_setting_is_read() {
+        let settings = load(
+            "<host>\n<allow address='02:00.1'/><devices max='64'/><allow address='pci_0000_03_00_0'/>\
+             <deadline seconds='2'/><hook seconds='3'/></host>",
+        );
+        let settings = settings.unwrap();
+        assert!(settings.allows("0000:02:00.1".parse().unwrap()));
+        assert!(settings.allows("0000:03:00.0".parse().unwrap()));
+        assert!(!settings.allows("0000:02:00.0".parse().unwrap()));
+        assert_eq!(settings.most_devices(), 64);
+        assert_eq!((settings.deadline(), settings.hook_deadline()), (Duration::from_secs(2), Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn without_a_file_the_guide_holds() {
+        let settings = super::load(&Host::new("/nonexistent")).unwrap();
+        assert_eq!((settings.most_devices(), settings.deadline()), (32, Duration::from_secs(30)));
+        assert_eq!(settings.hook_deadline(), Duration::from_secs(300));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, message) in [
+            ("<host><alow address='02:00.1'/></host>", "alow"),
+            ("<host><allow address='2:0.1'/></host>", "write it as 0000:02:00.1"),
+            ("<host><devices max='many'/></host>", "many"),
+            ("<host><deadline seconds='0'/></host>", "nonzero"),
+            ("<host><devices", "host.xml"),
+        ] {
+            let error = load(text).expect_err(text).to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What runs of libvirt, by the files that it keeps: its daemon, the guests' QEMU, their XML.
+
+use crate::paths::Host;
+use crate::process::{self, Stat};
+use model::lease::Process;
+use std::fs;
+
+/// The libvirtd (or virtqemud) that runs this hook: our ancestor right below init, as a hook may be called through other
+/// scripts. `None` once it has died: orphans are handed to init.
+pub fn starter(host: &Host) -> Option<Process> {
+    let mut pid = nix::unistd::getppid().as_raw();
+    loop {
+        if pid <= 1 {
+            return None;
+        }
+        let stat = Stat::read(host, pid)?;
+        if stat.parent <= 1 {
+            return Some(Process { pid, start: stat.start });
+        }
+        pid = stat.parent;
+    }
+}
+
+/// The libvirtd (or virtqemud) of this host, by the pid file that it keeps. `None` when it does not run.
+pub fn libvirtd(host: &Host) -> Option<Process> {
+    // The second is that of libvirt before 6.
+    let files = ["run/libvirt/qemu/driver.pid", "run/libvirtd.pid"].into_iter();
+    let mut pids = files.filter_map(|file| fs::read_to_string(host.path(file)).ok()?.trim().parse().ok());
+    pids.find_map(|pid| process::with_pid(host, pid))
+}
+
+/// The guest's QEMU, by the pid file that libvirt keeps from fork to stop. `None` when the guest does not run.
+pub fn qemu(host: &Host, guest: &str) -> Option<Process> {
+    let pid_file = host.path("run/libvirt/qemu").join(format!("{guest}.pid"));
+    let pid = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
+    process::with_pid(host, pid)
+}
+
+/// A running guest's XML as libvirt keeps it, inside of its own status. `None`: it does not run.
+pub fn live(host: &Host, guest: &str) -> Option<Vec<u8>> {
+    let status = fs::read_to_string(host.path("run/libvirt/qemu").join(format!("{guest}.xml"))).ok()?;
+    let end = "</domain>";
+    let range = status.find("<domain ")?..status.rfind(end)? + end.len();
+    status.get(range).map(|xml| xml.as_bytes().to_owned())
+}

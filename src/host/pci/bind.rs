@@ -1,0 +1,387 @@
+//! Moves one device from its host driver to vfio-pci, and back.
+//!
+//! Each function looks at the device first and does only what is missing, so that it can be called again after a kill at
+//! any point. Whether the device is ours to touch has been decided, and recorded, before.
+//! Source: Linux `Documentation/ABI/testing/sysfs-bus-pci`: `driver_override`, `new_id`, `remove_id`, `bind`, `unbind`.
+
+use crate::log::Log;
+use crate::paths::Host;
+use crate::pci::sysfs;
+use crate::{command, files, open_files};
+use model::address::PciAddress;
+use model::device::PciDevice;
+use model::error::{Error, Result};
+use model::lease::{HeldDevice, Role};
+use model::step::{Step, VFIO_PCI};
+use nix::errno::Errno;
+use std::cell::Cell;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The PF's switch for host drivers on new VFs, from kernel 4.12 on.
+pub const AUTOPROBE: &str = "sriov_drivers_autoprobe";
+
+/// What is written for it, as far as that is known before: files and values.
+pub fn writes(step: &Step, host: &Host, device: &PciDevice) -> Vec<(PathBuf, String)> {
+    let (folder, address) = (host.device(device.address), device.address.to_string());
+    match step {
+        Step::RemoveVfs { .. } => vec![(folder.join("sriov_numvfs"), "0".to_owned())],
+        Step::LoadVfio => Vec::new(),
+        Step::Override => vec![(folder.join("driver_override"), VFIO_PCI.to_owned())],
+        Step::Unbind(driver) => vec![(host.driver(driver).join("unbind"), address)],
+        Step::Probe => vec![(host.drivers_probe(), address)],
+        Step::BindById => {
+            let write = |file| (host.driver(VFIO_PCI).join(file), dynamic_id(device));
+            vec![write("new_id"), write("remove_id")]
+        }
+    }
+}
+
+fn dynamic_id(device: &PciDevice) -> String {
+    format!("{:04x} {:04x}", device.id.vendor, device.id.device)
+}
+
+/// What takes a device off its driver and offers it to vfio-pci, which has to be loaded. A device that has an override keeps
+/// the new one: until somebody clears it, no host driver takes the device.
+fn to_vfio(device: &PciDevice) -> Vec<Step> {
+    let unbind = device.driver.clone().map(Step::Unbind);
+    let Some(current) = &device.driver_override else { return unbind.into_iter().chain([Step::BindById]).collect() };
+    let set = (current.as_deref() != Some(VFIO_PCI)).then_some(Step::Override);
+    set.into_iter().chain(unbind).chain([Step::Probe]).collect()
+}
+
+/// Moves devices on one host.
+pub struct Binder<'a> {
+    /// The host.
+    pub host: &'a Host,
+    /// Whether a guest has claimed a device.
+    pub is_claimed: Box<dyn Fn(PciAddress) -> Result<bool> + 'a>,
+    /// Where each change is told.
+    pub log: &'a Log,
+    /// For whom it is done (`guest 'web'`); for the log only.
+    pub user: String,
+    /// How long each step may take.
+    pub limit: Duration,
+    /// Set once a write was left behind hanging in the kernel: what it does, it may still do at any later time.
+    pub hangs: Cell<bool>,
+}
+
+impl Binder<'_> {
+    /// Takes a device off the host, as its role demands.
+    pub fn take(&self, held: &HeldDevice) -> Result<()> {
+        let device = self.find(held)?.ok_or_else(|| {
+            Error::new(format!(
+                "{} went away, or another device took its place, while the guest was started",
+                held.address
+            ))
+        })?;
+        self.carry_out(&device, &self.steps(&device, held.role))?;
+        match held.role {
+            Role::Unmanaged | Role::Sibling if !device.on_vfio => self.expect_vfio(&device, held),
+            _ => Ok(()),
+        }
+    }
+
+    /// What [`take`](Self::take) does with a device that is found so. Changes nothing.
+    pub fn steps(&self, device: &PciDevice, role: Role) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if device.numvfs > 0 && device.on_host_driver() {
+            steps.push(Step::RemoveVfs { count: device.numvfs });
+        }
+        if matches!(role, Role::Unmanaged | Role::Sibling) && !device.on_vfio {
+            if !self.host.driver(VFIO_PCI).exists() {
+                steps.push(Step::LoadVfio);
+            }
+            steps.extend(to_vfio(device));
+        }
+        steps
+    }
+
+    fn carry_out(&self, device: &PciDevice, steps: &[Step]) -> Result<()> {
+        for step in steps {
+            match step {
+                Step::RemoveVfs { .. } => self.set_numvfs(device, 0)?,
+                Step::LoadVfio => self.load_vfio()?,
+                Step::Unbind(_) => self.unbind(device)?,
+                Step::BindById => self.bind_by_id(device)?,
+                Step::Override | Step::Probe => {
+                    for (path, value) in writes(step, self.host, device) {
+                        self.write(&path, &value)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a device back as it was found. A managed device is libvirt's to give back as long as its part of a stop is not
+    /// over (`libvirt_done`); `Ok(false)`: it has not done so yet.
+    pub fn give_back(&self, held: &HeldDevice, libvirt_done: bool) -> Result<bool> {
+        let Some(device) = self.find(held)? else {
+            if held.role != Role::Vf {
+                self.log.warning(format_args!("{} of {} is gone; nothing to give back", held.address, self.user));
+            }
+            return Ok(true);
+        };
+        if held.role == Role::Managed && !libvirt_done && device.driver != held.driver {
+            return Ok(false);
+        }
+        if self.restore_driver(&device, held)? {
+            self.restore_vfs(held)?;
+        }
+        Ok(true)
+    }
+
+    /// The device that was taken; not another one that has its address now.
+    fn find(&self, held: &HeldDevice) -> Result<Option<PciDevice>> {
+        Ok(sysfs::device(self.host, held.address)?.filter(|device| device.id == held.id))
+    }
+
+    fn write(&self, path: &Path, value: &str) -> Result<()> {
+        self.write_within(path, value, self.limit)
+    }
+
+    fn write_within(&self, path: &Path, value: &str, limit: Duration) -> Result<()> {
+        self.try_write(path, value, limit).map_err(|cause| sysfs::write_error(path, value, limit, &cause))
+    }
+
+    fn try_write(&self, path: &Path, value: &str, limit: Duration) -> io::Result<()> {
+        if self.host.is_dry() {
+            return Ok(());
+        }
+        sysfs::write(path, value, limit).inspect_err(|cause| {
+            if cause.kind() == io::ErrorKind::TimedOut {
+                self.hangs.set(true);
+            }
+        })
+    }
+
+    fn expect_vfio(&self, device: &PciDevice, held: &HeldDevice) -> Result<()> {
+        let address = device.address;
+        let has_none = || Ok(!self.host.is_dry() && sysfs::driver_of(self.host, address)?.is_none());
+        if held.role == Role::Sibling && device.driver.is_none() && has_none()? {
+            // VFIO is content with a sibling that has no driver; some devices vfio-pci does not take.
+            self.log.warning(format_args!("{address}: {VFIO_PCI} does not take it; it stays on no driver"));
+            return self.restore_override(device, held);
+        }
+        self.expect_driver(address, Some(VFIO_PCI))?;
+        self.log.info(format_args!(
+            "{address}: {} -> {VFIO_PCI} ({}, {})",
+            name(device.driver.as_deref()),
+            if held.role == Role::Sibling { "sibling" } else { "unmanaged" },
+            self.user
+        ));
+        Ok(())
+    }
+
+    /// Takes a device off its driver and offers it to vfio-pci, which has to be loaded.
+    pub fn probe_vfio(&self, device: &PciDevice) -> Result<()> {
+        self.carry_out(device, &to_vfio(device))
+    }
+
+    /// For kernels without `driver_override`. `new_id` makes vfio-pci take every device of this kind that has no driver, so
+    /// the others which it took are let go, and the id goes away again. What a guest has claimed is at the same time being
+    /// taken for that guest.
+    fn bind_by_id(&self, device: &PciDevice) -> Result<()> {
+        let driver = self.host.driver(VFIO_PCI);
+        let id = dynamic_id(device);
+        let before = files::names(&driver)?;
+        let new_id = driver.join("new_id");
+        let added = match self.try_write(&new_id, &id, self.limit) {
+            Ok(()) => true,
+            Err(cause) if cause.raw_os_error() == Some(Errno::EEXIST as i32) => false,
+            Err(cause) => return Err(sysfs::write_error(&new_id, &id, self.limit, &cause)),
+        };
+        let bound = match sysfs::driver_of(self.host, device.address)?.as_deref() {
+            Some(VFIO_PCI) => Ok(()),
+            _ => self.write(&driver.join("bind"), &device.address.to_string()),
+        };
+        if added {
+            self.write(&driver.join("remove_id"), &id)?;
+            let new = files::names(&driver)?.into_iter().filter(|name| !before.contains(name));
+            for other in new.filter_map(|name| name.parse::<PciAddress>().ok()) {
+                if other != device.address && !(self.is_claimed)(other)? {
+                    self.write(&driver.join("unbind"), &other.to_string())?;
+                }
+            }
+        }
+        bound
+    }
+
+    fn unbind(&self, device: &PciDevice) -> Result<()> {
+        let Some(driver) = &device.driver else { return Ok(()) };
+        let unbind = self.host.driver(driver).join("unbind");
+        match self.try_write(&unbind, &device.address.to_string(), self.limit) {
+            Ok(()) => Ok(()),
+            // Somebody else was faster.
+            Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
+            Err(cause) => Err(sysfs::write_error(&unbind, &device.address.to_string(), self.limit, &cause)),
+        }
+    }
+
+    /// `Ok(false)`: somebody else has moved it meanwhile, and it stays there.
+    fn restore_driver(&self, device: &PciDevice, held: &HeldDevice) -> Result<bool> {
+        let address = device.address;
+        let current = device.driver.as_deref();
+        let wanted = held.driver.as_deref();
+        if current != wanted && device.on_host_driver() && !self.is_probed_vf(device, held) {
+            if held.role == Role::Managed {
+                // libvirt knows better, after we had lost our record.
+                return Ok(false);
+            }
+            self.log.warning(format_args!(
+                "{address} was {} before {} and is {} now; somebody else has moved it, so it stays",
+                on(wanted),
+                self.user,
+                on(current)
+            ));
+            return Ok(false);
+        }
+        if current != wanted
+            && let Some(group) = device.group
+            && let Some(holder) = open_files::holder_of_group(self.host, group)?
+        {
+            return Err(Error::new(format!(
+                "Cannot give {address} back to the host: {holder} has its IOMMU group {group} open"
+            ))
+            .remedy("It is tried again at the next start or stop of a guest"));
+        }
+        if device.driver_override.as_ref().is_some_and(|now| *now != held.driver_override) {
+            self.restore_override(device, held)?;
+        }
+        if current == wanted {
+            return Ok(true);
+        }
+        self.unbind(device)?;
+        if let Some(driver) = wanted {
+            self.bind_host(device, driver, held)
+                .map_err(|error| error.during(format_args!("Cannot give {address} back to {driver}")))?;
+        }
+        self.expect_driver(address, wanted)?;
+        self.log.info(format_args!("{address}: {} -> {} (given back by {})", name(current), name(wanted), self.user));
+        Ok(true)
+    }
+
+    fn restore_override(&self, device: &PciDevice, held: &HeldDevice) -> Result<()> {
+        if device.driver_override.is_none() {
+            return Ok(());
+        }
+        // An empty line clears it.
+        let value = held.driver_override.as_deref().unwrap_or("\n");
+        self.write(&self.host.device(device.address).join("driver_override"), value)
+    }
+
+    /// A VF made anew where host drivers cannot be kept from probing it: that nobody has chosen.
+    fn is_probed_vf(&self, device: &PciDevice, held: &HeldDevice) -> bool {
+        let has_switch = |pf| self.host.device(pf).join(AUTOPROBE).exists();
+        held.role == Role::Vf && device.physfn.is_some_and(|pf| !has_switch(pf))
+    }
+
+    /// A driver binds only what its id table or `driver_override` tells it to. A VF that is made anew has lost what an
+    /// override, cleared since, once did for it; so the override does that again, and is restored.
+    fn bind_host(&self, device: &PciDevice, driver: &str, held: &HeldDevice) -> Result<()> {
+        let bind = self.host.driver(driver).join("bind");
+        let address = device.address.to_string();
+        match self.try_write(&bind, &address, self.limit) {
+            Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) && device.driver_override.is_some() => {
+                self.write(&self.host.device(device.address).join("driver_override"), driver)?;
+                let bound = self.write(&bind, &address);
+                self.restore_override(device, held)?;
+                bound
+            }
+            result => result.map_err(|cause| sysfs::write_error(&bind, &address, self.limit, &cause)),
+        }
+    }
+
+    /// Makes the VFs again that went when their PF was taken. They are not probed by the host's drivers: each gets the
+    /// driver it had, by its own record. Kernels that have no such switch probe them, which is what they did when the VFs
+    /// were first made.
+    fn restore_vfs(&self, held: &HeldDevice) -> Result<()> {
+        if held.numvfs == 0 {
+            return Ok(());
+        }
+        let Some(pf) = self.find(held)? else { return Ok(()) };
+        let made = if pf.numvfs > 0 { Ok(()) } else { self.make_vfs(&pf, held) };
+        // Also after a kill between the writes of an earlier call.
+        if held.drivers_autoprobe == Some(true)
+            && sysfs::device(self.host, pf.address)?.is_some_and(|pf| pf.drivers_autoprobe == Some(false))
+        {
+            self.set_autoprobe(pf.address, true)?;
+        }
+        made
+    }
+
+    fn make_vfs(&self, pf: &PciDevice, held: &HeldDevice) -> Result<()> {
+        if pf.driver != held.driver {
+            return Err(Error::new(format!(
+                "Cannot make the {} VFs of {} again: it is {}, and was {}",
+                held.numvfs,
+                held.address,
+                on(pf.driver.as_deref()),
+                on(held.driver.as_deref())
+            )));
+        }
+        if pf.drivers_autoprobe == Some(true) {
+            self.set_autoprobe(pf.address, false)?;
+        }
+        self.set_numvfs(pf, held.numvfs)
+    }
+
+    /// Sets the number of a PF's VFs. Each VF is a step of its own for the kernel; with a hundred it takes long.
+    pub fn set_numvfs(&self, pf: &PciDevice, count: u32) -> Result<()> {
+        let limit = self.limit + Duration::from_secs(pf.numvfs.max(count).into());
+        let path = self.host.device(pf.address).join("sriov_numvfs");
+        self.write_within(&path, &count.to_string(), limit)?;
+        self.log.info(format_args!("{}: {} VFs -> {count} ({})", pf.address, pf.numvfs, self.user));
+        Ok(())
+    }
+
+    /// Keeps host drivers from new VFs of a PF, or lets them.
+    pub fn set_autoprobe(&self, pf: PciAddress, value: bool) -> Result<()> {
+        self.write(&self.host.device(pf).join(AUTOPROBE), if value { "1" } else { "0" })
+    }
+
+    fn expect_driver(&self, address: PciAddress, wanted: Option<&str>) -> Result<()> {
+        if self.host.is_dry() {
+            return Ok(());
+        }
+        let now = sysfs::wait_for_driver(self.host, address, wanted, self.limit)?;
+        if now.as_deref() == wanted {
+            return Ok(());
+        }
+        let (wanted, now, limit) = (on(wanted), on(now.as_deref()), self.limit.as_secs());
+        Err(Error::new(format!(
+            "{address} should be {wanted} but is {now} after {limit} s; see `dmesg` for the driver's reason"
+        )))
+    }
+
+    /// Loads vfio-pci unless it is there.
+    pub fn load_vfio(&self) -> Result<()> {
+        let driver = self.host.driver(VFIO_PCI);
+        if driver.exists() {
+            return Ok(());
+        }
+        if !self.host.is_dry() {
+            let modprobe = self.host.path("sbin/modprobe");
+            let result = command::run(&modprobe, &["-b", VFIO_PCI], self.limit);
+            let result = result.and_then(|status| {
+                let is_there = status.success() && driver.exists();
+                if is_there { Ok(()) } else { Err(format!("{status}, and the driver is not there; try it by hand")) }
+            });
+            result.map_err(|why| {
+                Error::new(format!("Cannot load the module {VFIO_PCI} with {}: {why}", modprobe.display()))
+            })?;
+        }
+        self.log.info(format_args!("module {VFIO_PCI} loaded ({})", self.user));
+        Ok(())
+    }
+}
+
+fn name(driver: Option<&str>) -> &str {
+    driver.unwrap_or("no driver")
+}
+
+fn on(driver: Option<&str>) -> String {
+    driver.map_or_else(|| "on no driver".to_owned(), |driver| format!("on {driver}"))
+}

@@ -1,0 +1,5 @@
+//! PCI functions: read from sysfs, and moved between drivers.
+
+pub mod bind;
+pub mod snapshot;
+pub mod sysfs;

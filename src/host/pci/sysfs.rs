@@ -1,0 +1,256 @@
+//! PCI functions as sysfs shows them, and the writes that move them between drivers.
+//!
+//! Knows nothing of guests and leases. Attributes become types here, and nowhere else.
+//! Sources: Linux `Documentation/ABI/testing/sysfs-bus-pci`, `Documentation/PCI/pci-iov-howto.rst`.
+
+use crate::files::{attribute, link_name, link_number, names, number, read, read_optional, required};
+use crate::paths::Host;
+use crate::syscall;
+use model::address::{PciAddress, PciId};
+use model::device::PciDevice;
+use model::error::{Error, Result};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Who tells of functions: a [`Host`] as they are at the moment of each question, a [`Snapshot`](super::snapshot::Snapshot) as they were at the first.
+pub trait PciView {
+    /// The host that is looked at.
+    fn host(&self) -> &Host;
+
+    /// As [`identity`].
+    fn identity(&self, address: PciAddress) -> Result<Option<PciDevice>>;
+
+    /// As [`group_members`].
+    fn group_members(&self, group: u32) -> Result<Vec<PciAddress>>;
+
+    /// As [`function_of`].
+    fn function_of(&self, netdev: &str) -> Option<PciAddress>;
+
+    /// The PF of a VF.
+    fn physfn(&self, address: PciAddress) -> Result<Option<PciAddress>>;
+}
+
+impl PciView for Host {
+    fn host(&self) -> &Host {
+        self
+    }
+
+    fn identity(&self, address: PciAddress) -> Result<Option<PciDevice>> {
+        identity(self, address)
+    }
+
+    fn group_members(&self, group: u32) -> Result<Vec<PciAddress>> {
+        group_members(self, group)
+    }
+
+    fn function_of(&self, netdev: &str) -> Option<PciAddress> {
+        function_of(self, netdev)
+    }
+
+    fn physfn(&self, address: PciAddress) -> Result<Option<PciAddress>> {
+        link_name(&self.device(address).join("physfn"))?.map(|name| name.parse()).transpose()
+    }
+}
+
+/// Whether the device in this folder is on a driver that gives it to VFIO.
+pub fn is_on_vfio(folder: &Path) -> Result<bool> {
+    Ok(gives_to_vfio(link_name(&folder.join("driver"))?.as_deref(), folder))
+}
+
+/// Whether a device's driver gives it to VFIO: vfio-pci, a vendor's variant (which have vfio in their names), or whatever has
+/// registered it there (newer kernels show that as `vfio-dev`).
+fn gives_to_vfio(driver: Option<&str>, folder: &Path) -> bool {
+    driver.is_some_and(|name| name.contains("vfio") || folder.join("vfio-dev").exists())
+}
+
+/// The function at this address; `None` where there is none.
+///
+/// The kernel shows `driver_override` and the SR-IOV attributes only when no call into the device's driver is under way: of a
+/// driver that hangs, use [`identity`].
+pub fn device(host: &Host, address: PciAddress) -> Result<Option<PciDevice>> {
+    let Some(device) = identity(host, address)? else { return Ok(None) };
+    let folder = host.device(address);
+    Ok(Some(PciDevice {
+        driver_override: read_optional(&folder.join("driver_override"))?
+            .map(|text| Some(text).filter(|text| !text.is_empty() && text != "(null)")),
+        numvfs: match read_optional(&folder.join("sriov_numvfs"))? {
+            Some(text) => number(&folder.join("sriov_numvfs"), &text)?,
+            None => 0,
+        },
+        drivers_autoprobe: read_optional(&folder.join("sriov_drivers_autoprobe"))?.map(|text| text != "0"),
+        ..device
+    }))
+}
+
+/// What can be told of a function without waiting for its driver: all but its override and its VFs.
+pub fn identity(host: &Host, address: PciAddress) -> Result<Option<PciDevice>> {
+    identity_in(host, address, || group_of(host, address))
+}
+
+/// The same of a function whose group may be known already.
+pub(super) fn identity_in(
+    host: &Host,
+    address: PciAddress,
+    group: impl FnOnce() -> Result<Option<u32>>,
+) -> Result<Option<PciDevice>> {
+    let folder = host.device(address);
+    let Some(vendor) = attribute(&folder.join("vendor"))? else { return Ok(None) };
+    let driver = link_name(&folder.join("driver"))?;
+    let physfn = host.physfn(address)?;
+    let on_vfio = gives_to_vfio(driver.as_deref(), &folder);
+    Ok(Some(PciDevice {
+        address,
+        id: PciId { vendor: number(&folder.join("vendor"), &vendor)?, device: required(&folder.join("device"))? },
+        class: required(&folder.join("class"))?,
+        // A VF is always an endpoint (PCI Express, SR-IOV: "VF header type").
+        header_type: if physfn.is_some() { 0 } else { header_type(&folder.join("config"))? },
+        driver,
+        on_vfio,
+        in_vfio_use: on_vfio && attribute(&folder.join("enable"))?.is_some_and(|count| count != "0"),
+        driver_override: None,
+        group: group()?,
+        physfn,
+        numvfs: 0,
+        drivers_autoprobe: None,
+    }))
+}
+
+/// The IOMMU group of a function.
+pub(super) fn group_of(host: &Host, address: PciAddress) -> Result<Option<u32>> {
+    link_number(&host.device(address).join("iommu_group"))
+}
+
+/// The addresses of all members of an IOMMU group, bridges included.
+pub fn group_members(host: &Host, group: u32) -> Result<Vec<PciAddress>> {
+    let mut members = Vec::new();
+    for name in names(&host.group_devices(group))? {
+        // A group may also hold platform devices, which no PCI guest can have.
+        members.extend(name.parse::<PciAddress>());
+    }
+    members.sort_unstable();
+    Ok(members)
+}
+
+/// The addresses of the VFs that a PF has now, in the order of their numbers. Does not wait for its driver.
+pub fn vfs_of(host: &Host, pf: PciAddress) -> Result<Vec<PciAddress>> {
+    let folder = host.device(pf);
+    let mut vfs = Vec::new();
+    while let Some(name) = link_name(&folder.join(format!("virtfn{}", vfs.len())))? {
+        vfs.push(name.parse()?);
+    }
+    Ok(vfs)
+}
+
+/// Whether a function has an option ROM, which its guest's firmware would run.
+pub fn has_rom(host: &Host, address: PciAddress) -> bool {
+    host.device(address).join("rom").exists()
+}
+
+/// How many VFs a PF can have.
+pub fn totalvfs(host: &Host, pf: PciAddress) -> Result<u32> {
+    let path = host.device(pf).join("sriov_totalvfs");
+    number(&path, &read(&path)?)
+}
+
+/// The PCI function that a network interface belongs to, if it is there and belongs to one.
+pub fn function_of(host: &Host, netdev: &str) -> Option<PciAddress> {
+    link_name(&host.netdev(netdev).join("device")).ok()??.parse().ok()
+}
+
+/// Writes a value to an attribute: opened for writing only, never created or truncated, in one write(2), and given up
+/// after `limit`. The error is the kernel's; [`write_error`] puts it into words.
+pub fn write(path: &Path, value: &str, limit: Duration) -> io::Result<()> {
+    let attribute = c_path(path)?;
+    syscall::within(limit, || {
+        let file = open(attribute.as_c_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        nix::unistd::write(file, value.as_bytes()).map(|_| ())
+    })
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// The admin's words for a failed write.
+pub fn write_error(path: &Path, value: &str, limit: Duration, cause: &io::Error) -> Error {
+    let verb = format!("write '{}' to", value.trim());
+    if cause.kind() == io::ErrorKind::TimedOut {
+        let hangs = format!("the kernel has not come back from it for {} s", limit.as_secs());
+        return Error::io(&verb, path, &io::Error::other(hangs));
+    }
+    Error::io(&verb, path, cause)
+}
+
+/// Makes sure that [`device`] will not hang on a function: its driver has to be done with any other call within `limit`.
+pub fn expect_answer(host: &Host, device: &PciDevice, limit: Duration) -> Result<()> {
+    let path = host.device(device.address).join("driver_override");
+    let attribute = c_path(&path).map_err(|cause| Error::io("read", &path, &cause))?;
+    let asked = syscall::within(limit, || {
+        let file = open(attribute.as_c_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        nix::unistd::read(file, &mut [0; 64]).map(|_| ())
+    });
+    match asked {
+        Err(cause) if cause.kind() == io::ErrorKind::TimedOut => Err(Error::new(format!(
+            "{} does not answer: its driver {} has been at something else for {} s",
+            device.address,
+            device.driver.as_deref().unwrap_or("(none)"),
+            limit.as_secs()
+        ))
+        .remedy("See `dmesg` for what hangs")),
+        // Anything else is for those to tell who need the attribute.
+        _ => Ok(()),
+    }
+}
+
+/// The NUMA node that a function is at; `None` where the machine has only one, or the firmware does not tell.
+pub fn numa_node(host: &Host, address: PciAddress) -> Result<Option<u32>> {
+    // -1: no node.
+    Ok(read_optional(&host.device(address).join("numa_node"))?.and_then(|text| text.parse().ok()))
+}
+
+/// The addresses of all functions of the host.
+pub fn functions(host: &Host) -> Result<Vec<PciAddress>> {
+    let names = names(&host.path("sys/bus/pci/devices"))?;
+    let mut functions: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    functions.sort_unstable();
+    Ok(functions)
+}
+
+/// The driver that a function is bound to.
+pub fn driver_of(host: &Host, address: PciAddress) -> Result<Option<String>> {
+    link_name(&host.device(address).join("driver"))
+}
+
+/// Looks again and again until a function is on this driver, at most for `limit`; returns the one it is on then.
+pub fn wait_for_driver(
+    host: &Host,
+    address: PciAddress,
+    wanted: Option<&str>,
+    limit: Duration,
+) -> Result<Option<String>> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let driver = driver_of(host, address)?;
+        if driver.as_deref() == wanted || Instant::now() >= deadline {
+            return Ok(driver);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+fn header_type(config: &Path) -> Result<u8> {
+    const HEADER_TYPE: usize = 0x0e;
+    let mut space = [0; HEADER_TYPE + 1];
+    fs::File::open(config)
+        .and_then(|mut file| file.read_exact(&mut space))
+        .map_err(|cause| Error::io("read", config, &cause))?;
+    Ok(space[HEADER_TYPE] & 0x7f)
+}

@@ -1,0 +1,88 @@
+//! A system call that may hang in the kernel, with a deadline for its caller.
+//!
+//! Unbinding a busy device or opening a dead disk can sleep in the kernel where no signal reaches it. A thread would keep
+//! the whole process from ending, and libvirt waits for its hook without a time-out; so the call is made by a child
+//! process which can be left behind. The child has none of the fds 0-2 (libvirt waits for their end of file too), and
+//! it inherits our open lock files: as long as the call hangs, the guest's lock stays taken and nobody else touches
+//! the same devices.
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+/// Makes the system calls of `call` in a child process and waits for them at most `limit`.
+///
+/// `call` runs between fork and exit: it may make system calls, but neither allocate nor take a lock.
+///
+/// # Errors
+/// What `call` returned, or `TimedOut`: then the call may still happen at any later time.
+pub fn within(limit: Duration, call: impl FnOnce() -> nix::Result<()>) -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let (ended, alive) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    // SAFETY: the child makes async-signal-safe system calls only, and leaves by _exit without running any destructor.
+    #[allow(unsafe_code)]
+    let child = match unsafe { fork() }? {
+        ForkResult::Child => {
+            let result = dup2_stdin(&null)
+                .and_then(|()| dup2_stdout(&null))
+                .and_then(|()| dup2_stderr(&null))
+                .and_then(|()| call());
+            let code = result.err().map_or(0, |errno| errno as i32);
+            // SAFETY: _exit is always safe to call.
+            unsafe { nix::libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(alive);
+    if !ended_within(&ended, limit)? {
+        let _ = kill(child, Signal::SIGKILL);
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(io::ErrorKind::Interrupted.into()),
+    }
+}
+
+/// Whether the other end of the pipe, which only the child holds, was closed before the limit was over.
+fn ended_within(pipe: &impl AsFd, limit: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            result => return Ok(result? > 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_what_the_call_returned() {
+        let limit = Duration::from_secs(5);
+        assert!(within(limit, || Ok(())).is_ok());
+        assert_eq!(within(limit, || Err(Errno::EBUSY)).unwrap_err().raw_os_error(), Some(Errno::EBUSY as i32));
+    }
+
+    #[test]
+    fn leaves_a_hanging_call_behind() {
+        let begun = Instant::now();
+        let result = within(Duration::from_millis(50), || {
+            std::thread::sleep(Duration::from_secs(60));
+            Ok(())
+        });
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+}

@@ -1,0 +1,125 @@
+//! A start foreseen: the same facts, the same decision and the same steps as of a real one, without the lock, and without
+//! changing anything. What others do meanwhile may make it wrong; so it is for the admin's eyes only.
+
+use crate::Leases;
+use crate::choose::missing_devices;
+use crate::gather::Facts;
+use crate::life::Life;
+use host::pci::sysfs;
+use model::address::PciAddress;
+use model::device::PciDevice;
+use model::domain::{Assigned, Domain, Hostdev as Element};
+use model::error::Result;
+use model::lease::{HeldDevice, LeaseState, Role};
+use model::plan::{Answer, OwnerState, Refusal, Scene, plan};
+use model::step::Step;
+
+/// What a start would do.
+#[derive(Debug, Default)]
+pub struct Forecast {
+    /// The guests that are gone and whose devices it would first give back; the guest of the start itself may be one.
+    pub left_by: Vec<String>,
+    /// What it would take then, in this order. `None`: that can be told only when those devices are back, as VFs are among
+    /// them.
+    pub taken: Option<Vec<Taken>>,
+}
+
+/// What a start would do with one device.
+#[derive(Debug)]
+pub struct Taken {
+    /// The device as it would be found.
+    pub device: PciDevice,
+    /// What the guest's lease would tell of it.
+    pub held: HeldDevice,
+    /// What would be done to it, in this order.
+    pub steps: Vec<Step>,
+}
+
+impl Leases<'_> {
+    /// What libvirt's `prepare` would do for a guest that does not run.
+    ///
+    /// # Errors
+    /// The start would be refused: the reason, word for word.
+    pub fn foresee(&self, guest: &str, domain: &Domain) -> Result<Forecast> {
+        let assigned = domain.assigned();
+        missing_devices(domain)?;
+        if self.is_none_of_ours(guest, &assigned) {
+            return Ok(Forecast { taken: Some(Vec::new()), ..Forecast::default() });
+        }
+        self.foresee_devices(guest, &assigned).map_err(|refusal| self.words(guest, &assigned, refusal).0)
+    }
+
+    /// What a start with these devices would do. A guest that is only thought of has no name.
+    ///
+    /// # Errors
+    /// Why it would be refused, before that is put into words for pools.
+    pub fn foresee_devices(&self, guest: &str, assigned: &[Assigned]) -> Result<Forecast, Refusal> {
+        let own = if guest.is_empty() { None } else { self.store.look(guest)? };
+        let is_left = own.is_some_and(|lease| lease.state != LeaseState::Reserved);
+        let mut left_by = if is_left { vec![guest.to_owned()] } else { Vec::new() };
+        let mut facts = Facts::new(self, guest, assigned)?;
+        loop {
+            let mut scene = facts.scene(&|guest| self.store.look(guest))?;
+            for gone in &left_by {
+                if !self.suppose_back(&mut scene, gone, gone == guest)? {
+                    return Ok(Forecast { left_by, taken: None });
+                }
+            }
+            match plan(&scene)? {
+                Answer::Take(held) => {
+                    let taken = Some(self.steps(guest, held, &scene));
+                    return Ok(Forecast { left_by, taken });
+                }
+                Answer::FindNeed(address) => facts.find_need(address)?,
+                Answer::Recover(gone) if left_by.contains(&gone) => return Ok(Forecast { left_by, taken: None }),
+                Answer::Recover(gone) => left_by.push(gone),
+            }
+        }
+    }
+
+    fn steps(&self, guest: &str, held: Vec<HeldDevice>, scene: &Scene) -> Vec<Taken> {
+        let mover = self.mover(guest);
+        let mut is_loaded = false;
+        let taken = held.into_iter().filter_map(|held| {
+            let device = scene.functions.get(&held.address)?.device.clone();
+            let mut steps = mover.steps(&device, held.role);
+            steps.retain(|step| *step != Step::LoadVfio || !is_loaded);
+            is_loaded |= steps.contains(&Step::LoadVfio);
+            Some(Taken { device, held, steps })
+        });
+        taken.collect()
+    }
+
+    /// Makes a scene what it is when a gone guest has given back what it can: all, if libvirt has done its part. Whether that
+    /// is known, as the VFs of a PF are yet to be made.
+    fn suppose_back(&self, scene: &mut Scene, gone: &str, is_over: bool) -> Result<bool> {
+        let Some(lease) = self.store.look(gone)? else { return Ok(true) };
+        let is_over = is_over || lease.state == LeaseState::Returning || !lease.libvirt_lives(self.host);
+        for function in scene.functions.values_mut() {
+            let Some(owner) = function.owner.as_mut().filter(|owner| owner.guest == gone) else { continue };
+            let Some(held) = owner.held.take() else { continue };
+            if held.role == Role::Managed && !is_over && function.device.driver != held.driver {
+                owner.state = OwnerState::Stopping;
+                continue;
+            }
+            function.owner = None;
+            let device = &mut function.device;
+            // Of a device of somebody else, not all was read.
+            let now = sysfs::device(self.host, device.address)?;
+            device.driver_override = now.and_then(|now| now.driver_override).map(|_| held.driver_override);
+            device.on_vfio = held.driver.as_ref().is_some_and(|driver| driver.contains("vfio"));
+            device.driver = held.driver;
+            device.in_vfio_use = false;
+        }
+        Ok(lease.devices.iter().all(|held| held.role != Role::Vf))
+    }
+
+    /// The devices that `vfpool start` and the filters would choose for a guest's requests now.
+    ///
+    /// # Errors
+    /// Why they would not start it.
+    pub fn foresee_choice<'d>(&self, guest: &str, domain: &'d Domain) -> Result<Vec<(&'d Element, PciAddress)>> {
+        missing_devices(domain)?;
+        self.choose_by(guest, domain, |assigned| self.foresee_devices(guest, assigned).map(drop))
+    }
+}

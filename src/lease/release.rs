@@ -1,0 +1,116 @@
+//! What a guest still holds is given back because the admin says so: after something went wrong that no event told of.
+
+use crate::Leases;
+use crate::life::Life;
+use crate::stop::Occasion;
+use host::guard;
+use host::pci::sysfs;
+use model::address::PciAddress;
+use model::error::{Error, Result};
+use model::host_use::HostUse;
+use model::lease::{HeldDevice, Lease, LeaseState};
+use model::text::shell_word;
+use std::collections::BTreeSet;
+
+impl Leases<'_> {
+    /// Gives back what a guest that does not run still holds; only `device` and its IOMMU group, if one is given. Returns a line
+    /// that says so.
+    ///
+    /// `force`: whatever libvirt may still be about to do for this guest, it is over. A device that somebody has open stays.
+    pub fn release_by_hand(&self, guest: &str, device: Option<PciAddress>, force: bool) -> Result<String> {
+        let nothing = || Error::new("it holds nothing; see `vfpool list`");
+        if !self.store.has_lease(guest) && self.store.attention(guest)?.is_none() {
+            return Err(nothing());
+        }
+        let turn = self.turn(guest)?;
+        let lease = {
+            let locked = self.store.lock()?;
+            let Some(mut lease) = locked.lease(guest)? else {
+                if self.store.attention(guest)?.is_some() {
+                    locked.clear_attention(guest)?;
+                    return Ok(format!("guest '{guest}': nothing is left to be given back"));
+                }
+                return Err(nothing());
+            };
+            self.expect_over(guest, &lease, force)?;
+            lease.devices = locked.owned(guest, lease.devices)?;
+            lease
+        };
+        let wanted = self.of_group(&lease, device)?;
+        for held in &wanted {
+            self.expect_closed(held)?;
+        }
+        let addresses: Vec<PciAddress> = wanted.iter().map(|held| held.address).collect();
+        if lease.state == LeaseState::Reserved {
+            // Nothing of it was touched yet.
+            let kept = lease.devices.iter().filter(|held| !wanted.contains(held)).cloned().collect();
+            self.store.lock()?.settle(guest, &lease, kept, None)?;
+        } else if wanted.len() == lease.devices.len() {
+            self.give_back(guest, &turn, if force { Occasion::Release } else { Occasion::Retry })?;
+        } else {
+            let kept = lease.devices.iter().filter(|held| !wanted.contains(held)).cloned().collect();
+            let is_over = force || lease.state == LeaseState::Returning || !lease.libvirt_lives(self.host);
+            self.return_all(guest, &lease, &wanted, kept, is_over, None)?;
+        }
+        let left = if self.host.is_dry() { None } else { self.lease(guest)? };
+        let left = left.iter().flat_map(|lease| &lease.devices).find(|held| addresses.contains(&held.address));
+        if let Some(held) = left {
+            return Err(Error::new(format!(
+                "{} is libvirt's to give back, and libvirtd, which stops or starts the guest, still runs",
+                held.address
+            ))
+            .remedy("If it has nothing to do with the guest any more, say --force"));
+        }
+        self.tell_reconciler(guest);
+        let addresses: Vec<String> = addresses.iter().map(PciAddress::to_string).collect();
+        let line = format!("guest '{guest}': released by hand: {}", addresses.join(", "));
+        self.log.info(&line);
+        Ok(line)
+    }
+
+    /// A guest that uses its devices, or is about to, keeps them.
+    fn expect_over(&self, guest: &str, lease: &Lease, force: bool) -> Result<()> {
+        let quoted = shell_word(guest);
+        if lease.is_running(self.host, guest) {
+            let pid = lease.qemu.as_ref().map_or_else(String::new, |qemu| format!(" (QEMU is process {})", qemu.pid));
+            return Err(Error::new(format!("it runs{pid}, and has its devices"))
+                .remedy(format!("Stop it first: virsh destroy {quoted}")));
+        }
+        if lease.state == LeaseState::Pending && lease.libvirt_lives(self.host) && !force {
+            let pid = lease.starter.as_ref().map_or(0, |starter| starter.pid);
+            return Err(Error::new(format!("it is being started by libvirtd (process {pid})"))
+                .remedy(format!("If `virsh domstate {quoted}` says that it is not, say --force")));
+        }
+        Ok(())
+    }
+
+    /// Whatever a lease says.
+    fn expect_closed(&self, held: &HeldDevice) -> Result<()> {
+        let Some(device) = sysfs::identity(self.host, held.address)?.filter(|device| device.on_vfio) else {
+            return Ok(());
+        };
+        let unknown = || HostUse::InVfio { by: "a program that has it open".to_owned() };
+        let need = guard::of(self.host, held.address, self.settings.deadline())?;
+        match need.or_else(|| device.in_vfio_use.then(unknown)) {
+            Some(need) => {
+                Err(Error::new(format!("{} cannot be given back: {need}. {} first", held.address, need.remedy())))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A lease's devices; of those, if one is given, it and the others of its group.
+    fn of_group(&self, lease: &Lease, device: Option<PciAddress>) -> Result<Vec<HeldDevice>> {
+        let Some(device) = device else { return Ok(lease.devices.clone()) };
+        if lease.held(device).is_none() {
+            let devices: Vec<String> = lease.devices.iter().map(|held| held.address.to_string()).collect();
+            return Err(Error::new(format!("it does not hold {device}, but {}", devices.join(", "))));
+        }
+        let group = sysfs::identity(self.host, device)?.and_then(|device| device.group);
+        let mut members = BTreeSet::from([device]);
+        if let Some(group) = group {
+            members.extend(sysfs::group_members(self.host, group)?);
+        }
+        Ok(lease.devices.iter().filter(|held| members.contains(&held.address)).cloned().collect())
+    }
+}

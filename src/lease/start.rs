@@ -1,0 +1,99 @@
+//! A start: what the guest needs is found out, decided on, recorded, and only then taken.
+
+use crate::Leases;
+use crate::gather::Facts;
+use crate::records::{Locked, Turn};
+use crate::stop::Occasion;
+use host::libvirt::runtime;
+use model::domain::Assigned;
+use model::error::{Error, Result};
+use model::lease::{HeldDevice, Lease, LeaseState};
+use model::plan::{Answer, Refusal, plan};
+
+impl Leases<'_> {
+    /// Takes what a guest's devices need, or undoes all of it.
+    pub(super) fn take(&self, guest: &str, assigned: &[Assigned], turn: &Turn) -> Result<()> {
+        let pending = |devices| Lease::new(runtime::starter(self.host), devices);
+        let recorded = self.record(guest, assigned, pending);
+        let devices = recorded.map_err(|refusal| {
+            let (why, entries) = self.words(guest, assigned, refusal);
+            for entry in entries {
+                self.wake(&entry);
+            }
+            why
+        })?;
+        let mover = self.mover(guest);
+        for held in &devices {
+            if let Err(error) = mover.take(held) {
+                let hanging = mover.hangs.get().then_some(held.address);
+                return Err(match self.give_back(guest, turn, Occasion::Undo { hanging }) {
+                    Ok(()) => error,
+                    Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides what the guest takes and writes it down, both under the lock; returns it for the work outside.
+    pub(super) fn record(
+        &self,
+        guest: &str,
+        assigned: &[Assigned],
+        make: impl Fn(Vec<HeldDevice>) -> Lease,
+    ) -> Result<Vec<HeldDevice>, Refusal> {
+        let mut facts = Facts::new(self, guest, assigned)?;
+        // Kept to the end, so that nobody else gives back what we are about to take over.
+        let mut turns = Vec::new();
+        loop {
+            let locked = self.store.lock()?;
+            match plan(&facts.scene(&|guest| locked.lease(guest))?)? {
+                Answer::Take(devices) => {
+                    write_new(guest, &make, &devices, &locked)?;
+                    return Ok(devices);
+                }
+                Answer::FindNeed(address) => {
+                    drop(locked);
+                    facts.find_need(address)?;
+                }
+                Answer::Recover(other) => {
+                    drop(locked);
+                    let turn = self.turn(&other)?;
+                    // What stays with it is known next time round.
+                    let _ = self.give_back(&other, &turn, Occasion::Retry);
+                    turns.push(turn);
+                    facts.recovered.insert(other);
+                }
+            }
+        }
+    }
+}
+
+/// Records what is taken, beside what an earlier event of the guest took and is not asked for any more. What was only
+/// reserved is not carried along.
+fn write_new(
+    guest: &str,
+    make: impl Fn(Vec<HeldDevice>) -> Lease,
+    devices: &[HeldDevice],
+    locked: &Locked,
+) -> Result<()> {
+    let own = locked.lease(guest)?;
+    let own = own.as_ref();
+    if let Some(own) = own.filter(|own| own.state == LeaseState::Reserved) {
+        locked.settle(guest, own, Vec::new(), None)?;
+    }
+    let taken = own.filter(|own| own.state != LeaseState::Reserved);
+    let carried = taken.into_iter().flat_map(|lease| &lease.devices);
+    let carried = carried.filter(|old| devices.iter().all(|new| new.address != old.address));
+    let lease = make(carried.chain(devices).cloned().collect());
+    if taken == Some(&lease) {
+        return Ok(());
+    }
+    locked.write(guest, &lease).inspect_err(|_| {
+        // A half-written first record has touched nothing yet. A later one leaves the earlier, or adds devices
+        // without claims, which are not touched either.
+        if own.is_none() {
+            let _ = locked.settle(guest, &lease, Vec::new(), None);
+        }
+    })
+}

@@ -1,0 +1,112 @@
+//! The way back: after a stop, after a start that failed, and for guests that are gone without a word.
+
+use crate::Leases;
+use crate::life::Life;
+use crate::records::Turn;
+use model::address::PciAddress;
+use model::error::{Error, Result};
+use model::lease::{HeldDevice, Lease, LeaseState, Role};
+
+/// On what occasion devices are given back.
+#[derive(Clone, Copy)]
+pub(super) enum Occasion {
+    /// A start fails here; libvirt undoes its part after that, and tells us by `release`.
+    Undo {
+        /// The device of a call that hangs. It looks as it did before, and what is done to it now, the call may spoil
+        /// when it comes back; so it is kept. The child that makes the call holds the guest's turn until then.
+        hanging: Option<PciAddress>,
+    },
+    /// libvirt says that the guest is gone, and has done its part.
+    Release,
+    /// Nobody says anything; perhaps the guest is gone.
+    Retry,
+}
+
+impl Leases<'_> {
+    /// Gives back what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record, and
+    /// so is what libvirt itself still has to give back: that is over with the guest's `release`, or when that libvirtd
+    /// has died.
+    pub(super) fn give_back(&self, guest: &str, _turn: &Turn, occasion: Occasion) -> Result<()> {
+        let lease = {
+            let locked = self.store.lock()?;
+            let Some(mut lease) = locked.lease(guest)? else { return locked.clear_attention(guest) };
+            if lease.state == LeaseState::Reserved
+                && !(matches!(occasion, Occasion::Retry) && lease.is_in_use(self.host, guest))
+            {
+                return locked.settle(guest, &lease, Vec::new(), None);
+            }
+            match occasion {
+                Occasion::Retry if lease.is_in_use(self.host, guest) => return Ok(()),
+                Occasion::Release if lease.is_running(self.host, guest) => {
+                    return Err(Error::new("its QEMU still runs, so it keeps its devices"));
+                }
+                Occasion::Release => lease.state = LeaseState::Returning,
+                _ if lease.state != LeaseState::Returning && !lease.libvirt_lives(self.host) => {
+                    self.log.warning(format_args!("guest '{guest}' is gone without a word; giving its devices back"));
+                    lease.state = LeaseState::Returning;
+                }
+                Occasion::Undo { .. } => lease.state = LeaseState::Failed,
+                Occasion::Retry => {}
+            }
+            lease.devices = locked.owned(guest, lease.devices)?;
+            // On a full disk the record stays as it was, which is enough to give back by.
+            if let Err(error) = locked.write(guest, &lease) {
+                self.log.warning(&error);
+            }
+            lease
+        };
+        let hanging = if let Occasion::Undo { hanging } = occasion { hanging } else { None };
+        let is_over = lease.state == LeaseState::Returning;
+        self.return_all(guest, &lease, &lease.devices, Vec::new(), is_over, hanging)
+    }
+
+    /// Gives back some of a lease's devices, in reverse, and writes down what is left: `kept`, and what could not go.
+    pub(super) fn return_all(
+        &self,
+        guest: &str,
+        lease: &Lease,
+        devices: &[HeldDevice],
+        mut kept: Vec<HeldDevice>,
+        libvirt_done: bool,
+        hanging: Option<PciAddress>,
+    ) -> Result<()> {
+        let mover = self.mover(guest);
+        let mut failure = None;
+        for held in devices.iter().rev() {
+            // VFs come back only with their PF, which stands behind them.
+            let result = if held.role == Role::Vf && kept.iter().any(|kept: &HeldDevice| kept.numvfs > 0) {
+                Ok(false)
+            } else if hanging == Some(held.address) {
+                Err(Error::new(format!(
+                    "{} stays on record until the kernel is done with it; it is given back at the next start or stop of a \
+                     guest after that",
+                    held.address
+                )))
+            } else {
+                mover.give_back(held, libvirt_done)
+            };
+            if !matches!(result, Ok(true)) {
+                kept.insert(0, held.clone());
+            }
+            if let Err(error) = result {
+                self.log.error(&error);
+                failure.get_or_insert(error);
+            }
+        }
+        let why = failure.as_ref().map(Error::to_string);
+        self.store.lock()?.settle(guest, lease, kept, why.as_deref())?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// What another guest could not give back may go now. Failures are told and stay on record; a guest whose turn is
+    /// taken is at work on it, or hangs.
+    pub(super) fn try_again_elsewhere(&self, guest: &str) {
+        let Ok(others) = self.store.guests_needing_attention() else { return };
+        // What failed a moment ago will fail again.
+        for other in others.iter().filter(|other| *other != guest || !self.store.has_lease(guest)) {
+            if let Ok(Some(turn)) = self.store.try_turn(other) {
+                let _ = self.give_back(other, &turn, Occasion::Retry);
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! The one error of this crate: a line for the admin.
+//!
+//! libvirt shows a failing hook's stderr to whoever started the guest, so an error is a sentence that says what could
+//! not be done, to which device or file, why, and what to do. It is made where the most is known about it.
+
+use crate::text::one_line;
+use std::path::Path;
+use std::{fmt, io};
+
+/// A failure, told in one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    reason: String,
+    remedy: Option<String>,
+}
+
+/// The result of everything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error with this message.
+    pub fn new(message: impl AsRef<str>) -> Self {
+        Self { reason: one_line(message.as_ref()), remedy: None }
+    }
+
+    /// "Cannot `verb` `path`: `cause`".
+    pub fn io(verb: &str, path: &Path, cause: &io::Error) -> Self {
+        Self::new(format!("Cannot {verb} {}: {cause}", path.display()))
+    }
+
+    /// The same error with what to do about it, a sentence of its own.
+    #[must_use]
+    pub fn remedy(self, remedy: impl AsRef<str>) -> Self {
+        Self { remedy: Some(one_line(remedy.as_ref())), ..self }
+    }
+
+    /// The same error with what was being done put before it.
+    #[must_use]
+    pub fn during(self, what: impl fmt::Display) -> Self {
+        Self { reason: one_line(&format!("{what}: {}", self.reason)), ..self }
+    }
+
+    /// What to do about it, where that is told apart.
+    pub fn what_to_do(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
+
+    /// What went wrong and why, without what to do about it.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)?;
+        self.remedy.iter().try_for_each(|remedy| write!(f, ". {remedy}"))
+    }
+}
+
+impl std::error::Error for Error {}

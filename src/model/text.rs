@@ -1,0 +1,50 @@
+//! Text as it is shown: on one line, as a word of a shell, with its number.
+
+use std::fmt::Write;
+
+/// The text on one line: control characters (a guest's name may hold a newline) are escaped, so that no log, terminal or
+/// message takes them for more than text.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            let _ = write!(line, "{}", character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+/// A word of a command that an admin is to run, as a shell takes it.
+pub fn shell_word(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:,@%=".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// A number of things: `1 VF`, `7 VFs`.
+pub fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stays_on_one_line() {
+        assert_eq!(one_line("guest 'a\nb'"), "guest 'a\\nb'");
+    }
+
+    #[test]
+    fn words_of_commands_are_quoted() {
+        for (word, quote) in
+            [("web-01", "web-01"), ("my guest", "'my guest'"), ("it's", r"'it'\''s'"), ("", "''"), ("$(x)", "'$(x)'")]
+        {
+            assert_eq!(shell_word(word), quote);
+        }
+    }
+}
