@@ -133,6 +133,13 @@ impl Host {
         }
     }
 
+    /// The host is exactly as it was then, and nobody has a lease.
+    #[track_caller]
+    pub fn assert_restored(&self, before: &Snapshot, when: &str) {
+        self.assert_as(before, when);
+        self.assert_no_leases(when);
+    }
+
     /// What the hook and its children changed since the last time this was asked, one call a line.
     pub fn trace(&self) -> Vec<String> {
         let trace = self.get("trace").unwrap_or_default();

@@ -231,26 +231,6 @@ impl Host {
         self.put(&format!("proc/{pid}/comm"), "qemu-kvm\n");
     }
 
-    /// The libvirtd that calls the hooks dies, and its pid goes to another process.
-    pub fn libvirtd_dies(&self) {
-        static START: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1000);
-        let start = START.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.process(std::process::id(), 1, start);
-    }
-
-    /// The guest's QEMU starts under this pid.
-    pub fn qemu_runs(&self, guest: &str, pid: u32) {
-        self.process(pid, 1, u64::from(pid) * 10);
-        self.put(&format!("run/libvirt/qemu/{guest}.pid"), format!("{pid}"));
-    }
-
-    /// The guest's QEMU ends; libvirt then takes its pid file away.
-    pub fn qemu_ends(&self, guest: &str) {
-        let Some(pid) = self.get(&format!("run/libvirt/qemu/{guest}.pid")) else { return };
-        fs::remove_dir_all(self.path(&format!("proc/{pid}"))).unwrap();
-        self.tree.unlink(&format!("run/libvirt/qemu/{guest}.pid"));
-    }
-
     /// A process opens a VFIO group and the devices in it that are there for that.
     pub fn opens_group(&self, pid: u32, group: u32) {
         for member in self.tree.names(format!("sys/kernel/iommu_groups/{group}/devices")) {
@@ -282,24 +262,21 @@ impl Host {
         self.tree.remove(device);
     }
 
-    /// libvirt's own part for a managed device at a start, between `prepare` and `start`.
-    pub fn libvirt_takes(&self, device: &str) {
-        self.tree.set_driver_override(device, Some("vfio-pci"));
-        self.move_to(device, Some("vfio-pci"));
-        self.tree.set_driver_override(device, None);
-    }
-
-    /// libvirt's own part at a stop, between `stopped` and `release`: a host driver that knows the device gets it.
-    pub fn libvirt_returns(&self, device: &str, driver: &str) {
-        self.tree.set_driver_override(device, None);
-        self.move_to(device, Some(driver));
-    }
-
     pub fn driver(&self, device: &str) -> Option<String> {
         self.tree.driver(device)
     }
 
     pub fn driver_override(&self, device: &str) -> Option<String> {
         self.tree.driver_override(device)
+    }
+
+    /// Seconds since boot.
+    pub fn uptime(&self, seconds: u64) {
+        self.put("proc/uptime", format!("{seconds}.42 1.00\n"));
+    }
+
+    /// The IOMMU group of a device.
+    pub fn group_of(&self, device: &str) -> u32 {
+        self.tree.points_to(format!("sys/bus/pci/devices/{device}/iommu_group")).unwrap().parse().unwrap()
     }
 }

@@ -6,20 +6,23 @@
 #![allow(missing_docs)] // the names say it
 #![allow(clippy::missing_panics_doc, clippy::new_without_default, clippy::return_self_not_must_use)] // tests call it
 
+mod definitions;
 mod device;
 mod expect;
 mod guests;
 mod host;
+mod libvirt;
 mod programs;
 mod run;
 pub mod tree;
 pub mod xml;
 
+pub use definitions::{
+    NVME, PF, asking, definition, devices_of, domain, domain_with, group, hostdev, hostdev_at, interface_at, slot,
+    source, uuid, vf,
+};
 pub use device::Device;
 pub use expect::{Outcome, Snapshot};
-pub use guests::{
-    PF, asking, definition, devices_of, domain, domain_with, group, hostdev, hostdev_at, interface_at, slot, source,
-    uuid, vf,
-};
+pub use guests::{FIRST, Guest, SECOND};
 pub use host::Host;
 pub use run::{Call, Running};

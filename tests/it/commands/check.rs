@@ -717,8 +717,8 @@ fn pfs_and_vfs() {
     );
     // One that a guest has.
     let host = ready();
-    host.prepare("web", &fakehost::domain_with("web", &[PF])).ok();
-    host.libvirt_takes(PF);
+    host.guest("web", PF).prepare().ok();
+    host.libvirt_detaches(PF);
     expect(&host, &[&format!("note pf: PF {PF} is with guest 'web', and its VFs with it ({line}) |  | ")]);
 }
 

@@ -1,6 +1,6 @@
 //! `--dry-run`: tells what would be done, one line each, and changes nothing on the whole host.
 
-use fakehost::{Device, Host, asking, definition, domain_with, hostdev_at, interface_at, uuid, vf};
+use fakehost::{Device, Host, asking, definition, hostdev_at, interface_at, uuid, vf};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -147,7 +147,7 @@ fn starts_and_what_they_take() {
     assert_eq!(everything(&host), before, "nothing is reserved");
     // A gone guest's device would be given back first.
     let host = Host::with_pair();
-    host.prepare("gone", &domain_with("gone", &["0000:02:00.1"])).ok();
+    host.guest("gone", "0000:02:00.1").prepare().ok();
     host.libvirtd_dies();
     host.define("web", &definition("web", &[], &[hostdev_at("0000:02:00.0", 0, "")]));
     let before = everything(&host);
@@ -204,7 +204,7 @@ fn reconcile_and_release() {
     assert_eq!(told(&host, &["reconcile"]), [""; 0]);
     assert_eq!(told(&host, &["reconcile", "--queued"]), [""; 0]);
     let host = Host::with_pair();
-    host.prepare("web", &domain_with("web", &["0000:02:00.0"])).ok();
+    host.guest("web", "0000:02:00.0").prepare().ok();
     assert_eq!(
         told(&host, &["release", "web", "--force"]),
         [

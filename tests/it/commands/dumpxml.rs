@@ -1,10 +1,8 @@
 //! `vfpool dumpxml`.
 
-use super::list::{NVME, shown};
-use fakehost::{Device, Host, asking, vf};
+use super::list::shown;
+use fakehost::{Device, FIRST, Host, NVME, asking, vf};
 use std::fs;
-
-const FIRST: &str = "0000:02:00.0";
 
 #[test]
 fn a_pool_is_printed_as_libvirt_prints_a_network_and_can_be_read_back() {

@@ -1,13 +1,11 @@
 //! `vfpool explain`: what it says of devices and guests, that it is what the hook then does, and that it changes nothing.
 
 use fakehost::{
-    Device, Host, Outcome, PF, asking, definition, domain, domain_with, group, hostdev, hostdev_at, interface_at, vf,
+    Device, FIRST, Guest, Host, Outcome, PF, SECOND, asking, definition, domain, domain_with, group, hostdev,
+    hostdev_at, interface_at, vf,
 };
 use serde_json::Value;
 use std::fs;
-
-const FIRST: &str = "0000:02:00.0";
-const SECOND: &str = "0000:02:00.1";
 
 /// What is said of a device or guest. That nothing was changed for it is seen to.
 #[track_caller]
@@ -28,18 +26,19 @@ fn json(host: &Host, name: &str) -> Value {
 
 /// Prepares a guest, and proves that `explain` has foretold it right before: a refusal byte for byte, or else each write.
 #[track_caller]
-pub(crate) fn prepare_as_foretold(host: &Host, guest: &str, xml: &str) -> Outcome {
-    let file = format!("etc/libvirt/qemu/{guest}.xml");
+pub(crate) fn prepare_as_foretold(guest: &Guest) -> Outcome {
+    let Guest { host, name, xml, .. } = guest;
+    let file = format!("etc/libvirt/qemu/{name}.xml");
     let defined = fs::read(host.path(&file));
-    host.define(guest, xml);
-    let (text, json) = (explained(host, &[guest]), json(host, guest));
+    host.define(name, xml);
+    let (text, json) = (explained(host, &[name]), json(host, name));
     match defined {
         Ok(defined) => host.put(&file, defined),
         Err(_) => fs::remove_file(host.path(&file)).unwrap(),
     }
     let start = &json["guest"]["start"];
     let foretold = writes(host, start);
-    let outcome = host.prepare(guest, xml);
+    let outcome = guest.prepare();
     if outcome.code == Some(0) {
         assert_eq!(start["verdict"], "free", "{text}");
         let made = host.trace();
@@ -52,8 +51,8 @@ pub(crate) fn prepare_as_foretold(host: &Host, guest: &str, xml: &str) -> Outcom
         }
     } else {
         let refusal = outcome.stderr.lines().last().unwrap();
-        assert_eq!(refusal, format!("vfpool: guest '{guest}': {}", start["refusal"].as_str().unwrap_or(&text)));
-        assert!(text.contains(&format!("`virsh start {guest}` would be refused:\n  {refusal}\n")), "{text}");
+        assert_eq!(refusal, format!("vfpool: guest '{name}': {}", start["refusal"].as_str().unwrap_or(&text)));
+        assert!(text.contains(&format!("`virsh start {name}` would be refused:\n  {refusal}\n")), "{text}");
     }
     outcome
 }
@@ -102,7 +101,7 @@ fn each_write_of_a_start_is_foretold() {
         host.define("web", &xml);
         let start = &json(&host, "web")["guest"]["start"];
         assert_eq!(writes(&host, start).len(), count, "{what}: {start}");
-        prepare_as_foretold(&host, "web", &xml).ok();
+        prepare_as_foretold(&host.guest_of("web", xml)).ok();
     }
 }
 
@@ -463,7 +462,7 @@ and at its stop:
   0000:02:00.0  give back to e1000e (sibling)
 ",
     );
-    prepare_as_foretold(&host, "db", &domain_with("db", &[SECOND])).ok();
+    prepare_as_foretold(&host.guest("db", SECOND)).ok();
 }
 
 #[test]
@@ -829,7 +828,7 @@ fn a_name_makes_no_lines_and_no_control_sequences() {
 #[test]
 fn a_vf_that_is_not_there() {
     let host = Host::with_vfs(2);
-    host.prepare("db", &domain_with("db", &[PF])).ok();
+    host.guest("db", PF).prepare().ok();
     host.vfpool(&["explain", &vf(0)]).refused(
         "0000:01:10.0 is not there as long as guest 'db' has the PF that it belongs to. Stop 'db' first, or use another \
          device",

@@ -183,13 +183,11 @@ fn the_rest_of_the_group_goes_with_it_and_comes_back() {
     assert_eq!(host.recorded("claims"), ["0000:02:00.0", "0000:02:00.1"]);
     host.assert_viable(8);
     done(host.vfpool(&["detach", "web", "nics", "--live", "--force"]));
-    host.assert_as(&before, "after detach");
-    host.assert_no_leases("after detach");
+    host.assert_restored(&before, "after detach");
     // The guest stops with it.
     done(host.vfpool(&["attach", "web", "nics", "--live"]));
     host.stops("web");
-    host.assert_as(&before, "after the stop");
-    host.assert_no_leases("after the stop");
+    host.assert_restored(&before, "after the stop");
 }
 
 #[test]
@@ -209,8 +207,7 @@ fn what_fails_on_the_way_is_undone() {
         host.virsh_faults(faults);
         host.vfpool(&["attach", "web", "nics", "--live", "--config"])
             .refused(&format!("guest 'web': virsh {command}: no"));
-        host.assert_as(&before, command);
-        host.assert_no_leases(command);
+        host.assert_restored(&before, command);
         assert!(!live(&host, "web").contains("vfpool:"), "{number}");
         assert_eq!(host.definition("web"), definition, "{number}");
         assert!(host.queue().iter().all(|entry| !entry.starts_with("attached")), "{number}");
@@ -232,8 +229,7 @@ fn what_fails_on_the_way_is_undone() {
     assert_eq!(host.virsh_trace(), ["dumpxml web"]);
     host.faults("");
     host.reconcile().ok();
-    host.assert_as(&before, "after the failure");
-    host.assert_no_leases("after the failure");
+    host.assert_restored(&before, "after the failure");
 }
 
 #[test]
@@ -296,12 +292,10 @@ fn killed_at_any_step_the_next_run_brings_all_in_line() {
                 assert_eq!(host.recorded("claims").len(), 2, "{when}");
                 host.assert_viable(8);
             } else {
-                host.assert_as(before, when);
-                host.assert_no_leases(when);
+                host.assert_restored(before, when);
             }
             host.stops("web");
-            host.assert_as(before, when);
-            host.assert_no_leases(when);
+            host.assert_restored(before, when);
             host.runs("web");
         };
         for number in 1..=commands {
@@ -404,8 +398,7 @@ fn what_cannot_be_plugged_is_told() {
     let before = host.snapshot();
     host.vfpool(&["attach", "web", "nics", "--live"])
         .refused("guest 'web': no device of pool 'nics' is free: 0000:02:00.0 (eth9 is up and has the address 192.0.2.7). Stop one of these first");
-    host.assert_as(&before, "after the refusal");
-    host.assert_no_leases("after the refusal");
+    host.assert_restored(&before, "after the refusal");
 }
 
 #[test]

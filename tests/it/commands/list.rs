@@ -1,15 +1,10 @@
 //! `vfpool list`.
 
-use fakehost::{Device, Host, Outcome, PF, asking, domain_with, group, vf};
+use fakehost::{Device, FIRST, Host, NVME, Outcome, PF, SECOND, asking, group, vf};
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-const FIRST: &str = "0000:02:00.0";
-
-const SECOND: &str = "0000:02:00.1";
-pub(crate) const NVME: &str = "0000:06:00.0";
 
 /// A host on which a device stands in each way there is, but for what needs attention.
 pub(crate) fn host() -> Host {
@@ -31,7 +26,7 @@ pub(crate) fn host() -> Host {
     host.move_to(&vf(4), Some("igbvf"));
     host.netdev(&vf(4), "eth10", false, &["192.0.2.2"]);
     host.reconcile().ok();
-    host.prepare("demo", &domain_with("demo", &[FIRST])).ok();
+    host.guest("demo", FIRST).prepare().ok();
     host.pool("store", "<pf address='0000:05:00.0' vfs='4'/><address type='pci' bus='6' slot='0' function='0'/>");
     host
 }
@@ -268,10 +263,10 @@ fn waits_for_locks_are_counted_and_nothing_else() {
 #[test]
 fn what_could_not_be_given_back_is_shown() {
     let host = Host::with_pair();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok();
     host.faults("write errno EIO e1000e/bind");
-    host.release("web", &xml).ok();
+    web.release().ok();
     host.put("run/vfpool/leases/lost", "<lease");
     // Where it is folded depends on this host's root.
     let text = host.vfpool(&["list"]).stdout.split_whitespace().collect::<Vec<_>>().concat();
@@ -324,8 +319,8 @@ fn a_pf_that_a_guest_has_takes_its_vfs_along() {
         "etc/vfpool/pools.d/net.xml",
         host.get("etc/vfpool/pools.d/net.xml").unwrap().replace("'eth3'", "'eth3' vfs='2'"),
     );
-    host.prepare("demo", &domain_with("demo", &[PF])).ok();
-    host.libvirt_takes(PF);
+    host.guest("demo", PF).prepare().ok();
+    host.libvirt_detaches(PF);
     host.pool("net", "<pf address='01:00.0' vfs='2'/>");
     let text = list(&host);
     assert!(
@@ -381,7 +376,7 @@ fn a_host_without_pools_without_iommu_or_without_anything_is_no_trouble() {
 fn no_name_makes_lines_or_control_sequences_of_its_own() {
     let host = Host::with_vfs(2);
     let guest = format!("x\n\u{1b}[2J\u{9b}1m\u{202e}{}", "long".repeat(20));
-    host.prepare(&guest, &domain_with(&guest, &[&vf(0)])).ok();
+    host.guest(&guest, &vf(0)).prepare().ok();
     let pool = "<pool><name>p&#27;[31m</name><forward mode='hostdev'><pf dev='eth3'/></forward></pool>";
     host.put("etc/vfpool/pools.d/net.xml", pool);
     for arguments in [&["list"] as &[&str], &["list", "--groups"], &["dumpxml", "p\u{1b}[31m"]] {

@@ -1,14 +1,12 @@
 //! `vfpool release`: what a guest still holds is given back by hand, and never more than that.
 
-use fakehost::{Host, PF, asking, domain_with, group, vf};
-
-const FIRST: &str = "0000:02:00.0";
+use fakehost::{FIRST, Host, PF, asking, domain_with, group, vf};
 
 /// `web` was being started with one function of a pair; its libvirtd lives, and it never ran.
 fn stuck() -> (Host, fakehost::Snapshot) {
     let host = Host::with_pair();
     let before = host.snapshot();
-    host.prepare("web", &domain_with("web", &[FIRST])).ok();
+    host.guest("web", FIRST).prepare().ok();
     (host, before)
 }
 
@@ -23,7 +21,7 @@ fn a_guest_that_runs_or_is_being_started_keeps_its_devices() {
     for force in [&["release", "web"] as &[&str], &["release", "web", "02:00.0", "--force"]] {
         host.vfpool(force).refused("guest 'web': it runs, and has its devices. Stop it first: virsh destroy web");
     }
-    host.hook("web", "started", &domain_with("web", &[FIRST])).run().ok();
+    host.guest("web", FIRST).hook("started").run().ok();
     host.vfpool(&["release", "web", "--force"])
         .refused("guest 'web': it runs (QEMU is process 5000), and has its devices. Stop it first: virsh destroy web");
     assert_eq!(host.recorded("claims"), [FIRST, "0000:02:00.1"]);
@@ -39,14 +37,12 @@ fn what_is_left_goes_back_by_hand() {
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert_eq!(outcome.stdout, "guest 'web': released by hand: 0000:02:00.1, 0000:02:00.0\n");
     assert!(outcome.stderr.contains("0000:02:00.1: vfio-pci -> e1000e (given back by guest 'web')"));
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    host.assert_restored(&before, "after release");
     // Its libvirtd is gone: nobody has to be forced.
     let (host, before) = stuck();
     host.libvirtd_dies();
     assert_eq!(host.vfpool(&["release", "web"]).code, Some(0));
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    host.assert_restored(&before, "after release");
     // A reservation.
     let host = Host::with_vfs(2);
     let rewritten = host.vfpool_with(&["rewrite"], asking("web", &vf(0)).as_bytes()).run();
@@ -68,15 +64,14 @@ fn what_needs_attention_is_tried_again() {
     assert_eq!(host.recorded("attention"), ["web"]);
     host.faults("");
     assert_eq!(host.vfpool(&["release", "web"]).code, Some(0));
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    host.assert_restored(&before, "after release");
 }
 
 #[test]
 fn what_libvirt_may_still_give_back_needs_force() {
     let (host, before) = stuck();
     // The start fails here, after libvirt has taken its part; it never tells of the end.
-    host.libvirt_takes(FIRST);
+    host.libvirt_detaches(FIRST);
     host.faults("write errno EIO e1000e/bind");
     host.hook("web", "start", &domain_with("web", &[FIRST, "0000:77:00.0"])).run();
     host.faults("");
@@ -88,8 +83,7 @@ fn what_libvirt_may_still_give_back_needs_force() {
     );
     assert_eq!(host.driver("0000:02:00.1").as_deref(), Some("e1000e"), "what is ours is back");
     assert_eq!(host.vfpool(&["release", "web", "--force"]).code, Some(0));
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    host.assert_restored(&before, "after release");
 }
 
 #[test]
@@ -118,8 +112,8 @@ fn a_device_goes_with_its_group_and_the_others_stay() {
     let host = Host::with_pair();
     host.add_pair("0000:03:00", 9);
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST, "0000:03:00.1"]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest_of("web", domain_with("web", &[FIRST, "0000:03:00.1"]));
+    web.prepare().ok();
     host.libvirtd_dies();
     host.vfpool(&["release", "web", PF])
         .refused_saying(&["guest 'web': it does not hold 0000:01:00.0, but 0000:02:00.1, 0000:03:00.0, "]);
@@ -128,6 +122,5 @@ fn a_device_goes_with_its_group_and_the_others_stay() {
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
         assert_eq!(host.recorded("claims"), left);
     }
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    host.assert_restored(&before, "after release");
 }

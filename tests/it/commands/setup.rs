@@ -1,11 +1,9 @@
 //! Pools set up by `vfpool setup` and by udev's helper.
 
-use fakehost::{Device, Host, Snapshot, domain_with};
+use fakehost::{Device, Host, NVME, PF, Snapshot};
 use std::fs;
 
-const PF: &str = "0000:01:00.0";
 const VFS: [&str; 3] = ["0000:01:10.0", "0000:01:10.2", "0000:01:10.4"];
-const NVME: &str = "0000:06:00.0";
 const NVME_VF: &str = "0000:06:00.1";
 
 /// A PF of igb with eth3, down, that can have three VFs, and one of nvme that can have one.
@@ -198,10 +196,7 @@ fn vfs_in_use_are_never_taken_away() {
         assert_eq!(attribute(&host, PF, "sriov_numvfs"), "3", "{why}");
         host
     };
-    let claimed = with(
-        &|host| drop(host.prepare("web", &domain_with("web", &[VFS[1]])).ok()),
-        "guest 'web' has 0000:01:10.2. Stop it",
-    );
+    let claimed = with(&|host| drop(host.guest("web", VFS[1]).prepare().ok()), "guest 'web' has 0000:01:10.2. Stop it");
     assert_eq!(drivers(&claimed), ["vfio-pci"; 3]);
     with(
         &|host| {
@@ -233,7 +228,7 @@ fn vfs_of_guests_and_of_the_host_stay_where_they_are() {
     host.stack("eth3v0", "master", "br0");
     host.netdev(VFS[2], "eth3v2", true, &[]);
     pool(&host, "net", "<pf dev='eth3'/>");
-    host.prepare("web", &domain_with("web", &[VFS[1]])).ok();
+    host.guest("web", VFS[1]).prepare().ok();
     host.vfpool(&["setup"]).ok_saying(
         "vfpool: warning: 0000:01:10.0 (pool 'net') stays with the host: eth3v0 belongs to br0. Take eth3v0 out of br0, then \
          run `vfpool setup`",
@@ -373,9 +368,9 @@ fn a_pf_without_its_driver_is_told() {
 fn a_pf_that_a_guest_has_is_left_to_it() {
     let host = host();
     pool(&host, "net", "<pf address='01:00.0'/>");
-    let xml = domain_with("web", &[PF]);
-    host.prepare("web", &xml).ok();
-    host.libvirt_takes(PF);
+    let web = host.guest("web", PF);
+    web.prepare().ok();
+    host.libvirt_detaches(PF);
     let running = host.snapshot();
     host.vfpool(&["setup"]).ok_saying("0000:01:00.0 is left as it is: guest 'web' has the PF itself");
     host.assert_as(&running, "the guest runs");
@@ -480,7 +475,7 @@ fn udev_binds_the_vfs_of_pools() {
     pool(&host, "net", "<pf dev='eth3'/>");
     host.make_vfs(PF, &[Some("igbvf"), None, Some("igbvf")]);
     host.make_vfs(NVME, &[Some("nvme")]);
-    host.prepare("web", &domain_with("web", &[VFS[2]])).ok();
+    host.guest("web", VFS[2]).prepare().ok();
     for vf in VFS.iter().chain([&NVME_VF]) {
         host.udev(&[vf]).ok();
     }

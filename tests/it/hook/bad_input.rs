@@ -1,8 +1,6 @@
 //! What is handed to the hook, and the files that it finds: anything at all may be in them.
 
-use fakehost::{Host, domain_with};
-
-const FIRST: &str = "0000:02:00.0";
+use fakehost::{FIRST, Host, domain_with};
 
 #[test]
 fn a_start_with_bad_xml_is_refused() {
@@ -30,8 +28,7 @@ fn a_start_with_bad_xml_is_refused() {
             host.hook("web", operation, xml).run().ok_silently();
         }
     }
-    host.assert_as(&before, "after all");
-    host.assert_no_leases("after all");
+    host.assert_restored(&before, "after all");
 }
 
 #[test]
@@ -81,8 +78,7 @@ fn a_guest_may_have_any_name() {
         assert_eq!(host.recorded("leases"), [file]);
         host.prepare("other", &xml).refused_saying(&[&format!("guest '{shown}' has it")]);
         host.release(guest, &xml).ok();
-        host.assert_as(&before, guest);
-        host.assert_no_leases(guest);
+        host.assert_restored(&before, guest);
         for folder in ["etc", "run", "run/libvirt/qemu"] {
             let names: Vec<_> =
                 std::fs::read_dir(host.path(folder)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -101,11 +97,11 @@ fn a_state_that_cannot_be_written_refuses_the_start() {
     let host = Host::with_pair();
     host.put("run/vfpool", "a file in its place");
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
+    let web = host.guest("web", FIRST);
     let turn = host.path("run/vfpool/turns/web").display().to_string();
-    host.prepare("web", &xml).refused(&format!("guest 'web': Cannot open {turn}: Not a directory (os error 20)"));
+    web.prepare().refused(&format!("guest 'web': Cannot open {turn}: Not a directory (os error 20)"));
     for operation in ["started", "reconnect", "stopped", "release"] {
-        host.hook("web", operation, &xml).run().ok();
+        web.hook(operation).run().ok();
     }
     host.hook("other", "prepare", &domain_with("other", &[])).run().ok_silently();
     host.assert_as(&before, "after all");
@@ -126,26 +122,26 @@ fn a_full_state_file_system_refuses_the_start() {
     ] {
         let host = Host::with_pair();
         let before = host.snapshot();
-        let xml = domain_with("web", &[FIRST]);
+        let web = host.guest("web", FIRST);
         host.faults(fault);
-        host.prepare("web", &xml).refused_saying(&[file, "No space left on device (os error 28)"]);
+        web.prepare().refused_saying(&[file, "No space left on device (os error 28)"]);
         host.assert_as(&before, fault);
-        host.release("web", &xml).ok();
+        web.release().ok();
         host.faults("");
         host.assert_no_leases(fault);
-        host.prepare("db", &domain_with("db", &[FIRST])).ok();
+        host.guest("db", FIRST).prepare().ok();
     }
 }
 
 #[test]
 fn a_running_guest_is_not_harmed_by_a_full_file_system() {
     let host = Host::with_pair();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok();
     host.qemu_runs("web", 4000);
     host.faults("write errno ENOSPC run/vfpool/new");
-    host.hook("web", "started", &xml).run().ok_saying("No space left on device");
-    host.hook("web", "reconnect", &xml).run().ok_saying("No space left on device");
+    web.hook("started").run().ok_saying("No space left on device");
+    web.hook("reconnect").run().ok_saying("No space left on device");
     let running = host.snapshot();
     host.release("db", "").ok();
     assert_eq!(host.recorded("leases"), ["web"]);
@@ -157,9 +153,9 @@ fn a_corrupt_lease_is_set_aside_and_the_guest_starts() {
     for text in ["", "\0\0\0\0", "<lease", "<lease version=\"1\"/>", "<other/>", "\u{fffd}"] {
         let host = Host::with_pair();
         host.put("run/vfpool/leases/web", text);
-        let xml = domain_with("web", &[FIRST]);
+        let web = host.guest("web", FIRST);
         let aside = host.path("run/vfpool/corrupt/web").display().to_string();
-        let outcome = host.prepare("web", &xml).ok_saying("vfpool: The lease of guest 'web' is corrupt (");
+        let outcome = web.prepare().ok_saying("vfpool: The lease of guest 'web' is corrupt (");
         assert!(
             outcome.stderr.contains(&format!(
                 ") and set aside as {aside}; what the guest had taken is not given back by itself\n"
@@ -169,7 +165,7 @@ fn a_corrupt_lease_is_set_aside_and_the_guest_starts() {
         );
         assert_eq!(host.get("run/vfpool/corrupt/web").as_deref(), Some(text));
         host.assert_viable_without(FIRST, 8);
-        host.release("web", &xml).ok();
+        web.release().ok();
         host.assert_no_leases("after release");
     }
 }
@@ -177,23 +173,18 @@ fn a_corrupt_lease_is_set_aside_and_the_guest_starts() {
 #[test]
 fn a_corrupt_lease_of_a_running_guest_still_protects_it() {
     let host = Host::with_pair();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok();
-    host.libvirt_takes(FIRST);
-    host.qemu_runs("web", 4000);
-    host.hook("web", "started", &xml).run().ok();
+    let web = host.guest("web", FIRST).starts().runs();
     host.put("run/vfpool/leases/web", "<lease");
     let running = host.snapshot();
     for _ in 0..2 {
-        host.prepare("db", &domain_with("db", &[FIRST]))
-            .refused_saying(&["guest 'db': ", "is not free: guest 'web' has it"]);
+        host.guest("db", FIRST).prepare().refused_saying(&["guest 'db': ", "is not free: guest 'web' has it"]);
         host.release("db", "").ok();
     }
     host.assert_as(&running, "after the loser's release");
     // libvirtd's next start learns it again.
-    host.hook("web", "reconnect", &xml).run().ok();
+    web.hook("reconnect").run().ok();
     assert_eq!(host.recorded("leases"), ["web"]);
-    host.prepare("db", &domain_with("db", &[FIRST])).refused_saying(&["guest 'web' has"]);
+    host.guest("db", FIRST).prepare().refused_saying(&["guest 'web' has"]);
     host.assert_as(&running, "after all");
 }
 
@@ -204,7 +195,8 @@ fn a_lease_of_a_later_format_is_not_touched() {
     host.put("run/vfpool/leases/web", text);
     let before = host.snapshot();
     let path = host.path("run/vfpool/leases/web").display().to_string();
-    host.prepare("web", &domain_with("web", &[FIRST]))
+    host.guest("web", FIRST)
+        .prepare()
         .refused(&format!("guest 'web': Cannot use the lease {path}: it has format 2, this vfpool knows 1"));
     host.release("web", "").ok_saying("it has format 2");
     assert_eq!(host.get("run/vfpool/leases/web").as_deref(), Some(text));

@@ -1,10 +1,7 @@
 //! The kernel says no, or says nothing at all.
 
-use fakehost::{Host, domain, domain_with, hostdev};
+use fakehost::{FIRST, Host, SECOND, domain, domain_with, hostdev};
 use std::time::Duration;
-
-const FIRST: &str = "0000:02:00.0";
-const SECOND: &str = "0000:02:00.1";
 
 /// The device's folder in sysfs.
 const FOLDER: &str = "sys/bus/pci/devices/0000:02:00.1";
@@ -27,8 +24,7 @@ fn a_write_of_a_start_that_fails_is_named_and_undone() {
             host.faults(&format!("write errno {fault}"));
             let path = host.path(path).display().to_string();
             host.prepare("web", &xml).refused(&format!("guest 'web': Cannot write '{value}' to {path}: {cause}"));
-            host.assert_as(&before, fault);
-            host.assert_no_leases(fault);
+            host.assert_restored(&before, fault);
             host.release("web", &xml).ok_silently();
             // Nothing is left that would hinder the next try.
             host.faults("");
@@ -45,11 +41,10 @@ fn a_driver_that_does_not_take_the_device_is_named_and_undone() {
     host.settings("<deadline seconds='1'/>");
     let before = host.snapshot();
     host.faults("write ignore drivers_probe");
-    host.prepare("web", &domain_with("web", &[FIRST])).refused(
+    host.guest("web", FIRST).prepare().refused(
         "guest 'web': 0000:02:00.1 should be on vfio-pci but is on no driver after 1 s; see `dmesg` for the driver's reason",
     );
-    host.assert_as(&before, "after the refusal");
-    host.assert_no_leases("after the refusal");
+    host.assert_restored(&before, "after the refusal");
 }
 
 #[test]
@@ -57,18 +52,17 @@ fn a_second_failure_while_undoing_is_told_and_kept() {
     let host = Host::with_pair();
     let before = host.snapshot();
     host.faults("write errno EIO drivers_probe\nwrite errno ENODEV e1000e/bind\nwrite errno EIO 0000:02:00.1/driver_override e1000e");
-    let xml = domain_with("web", &[FIRST]);
+    let web = host.guest("web", FIRST);
     let probe = host.path("sys/bus/pci/drivers_probe").display().to_string();
-    host.prepare("web", &xml).refused_saying(&[
+    web.prepare().refused_saying(&[
         &format!("guest 'web': Cannot write '0000:02:00.1' to {probe}: Input/output error (os error 5). Not all could be undone: "),
         "Cannot give 0000:02:00.1 back to e1000e: Cannot write",
     ]);
     assert_eq!(host.recorded("attention"), ["web"]);
     assert_eq!(host.recorded("claims"), [SECOND]);
     host.faults("");
-    host.release("web", &xml).ok_saying("0000:02:00.1: no driver -> e1000e (given back by guest 'web')");
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    web.release().ok_saying("0000:02:00.1: no driver -> e1000e (given back by guest 'web')");
+    host.assert_restored(&before, "after release");
 }
 
 #[test]
@@ -80,12 +74,12 @@ fn a_failed_give_back_is_kept_shown_and_tried_again() {
     ] {
         let host = Host::with_pair();
         let before = host.snapshot();
-        let xml = domain_with("web", &[FIRST]);
-        host.prepare("web", &xml).ok();
+        let web = host.guest("web", FIRST);
+        web.prepare().ok();
         host.faults(&format!("write errno EIO {fault}"));
         let path = host.path(path).display().to_string();
         let told = format!("Cannot write '{value}' to {path}: Input/output error (os error 5)");
-        host.release("web", &xml).ok_saying(&told);
+        web.release().ok_saying(&told);
         assert!(host.get("run/vfpool/attention/web").unwrap().ends_with(&told));
         assert_eq!(host.recorded("claims"), [SECOND]);
         let list = host.vfpool(&["list", "--json"]).stdout;
@@ -100,8 +94,7 @@ fn a_failed_give_back_is_kept_shown_and_tried_again() {
         assert_eq!(host.recorded("leases"), ["db"]);
         assert_eq!(host.recorded("attention"), [""; 0]);
         host.release("db", &db).ok();
-        host.assert_as(&before, fault);
-        host.assert_no_leases(fault);
+        host.assert_restored(&before, fault);
     }
 }
 
@@ -109,20 +102,19 @@ fn a_failed_give_back_is_kept_shown_and_tried_again() {
 fn what_cannot_go_back_may_still_be_taken() {
     let host = Host::with_pair();
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok();
     host.faults("write errno EIO vfio-pci/unbind");
-    host.release("web", &xml).ok_saying("Input/output error");
+    web.release().ok_saying("Input/output error");
     // On vfio-pci it is just where the next guest wants it, and the record of how it was found passes on.
     let db = domain_with("db", &[FIRST]);
     host.prepare("db", &db).ok();
     assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
     host.faults("");
-    host.release("web", &xml).ok();
+    web.release().ok();
     host.assert_viable_without(FIRST, 8);
     host.release("db", &db).ok();
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    host.assert_restored(&before, "after release");
 }
 
 /// `prepare` of a guest whose sibling hangs in this write ends within the deadline of 1 s, and is undone as far as it can
@@ -132,23 +124,22 @@ fn hangs_while_starting(fault: &str) {
     host.add_pair("0000:03:00", 9);
     host.settings("<deadline seconds='1'/>");
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
+    let web = host.guest("web", FIRST);
     host.faults(&format!("write hang {fault}"));
-    let hanging = host.hook("web", "prepare", &xml).spawn();
-    let other = domain_with("db", &["0000:03:00.0"]);
-    let outcome = host.prepare("db", &other).ok_saying("0000:03:00.1: e1000e -> vfio-pci");
+    let hanging = web.hook("prepare").spawn();
+    let db = host.guest("db", "0000:03:00.0");
+    let outcome = db.prepare().ok_saying("0000:03:00.1: e1000e -> vfio-pci");
     assert!(outcome.took < Duration::from_millis(900), "{fault}: the other guest waited for {:?}", outcome.took);
     let outcome = hanging.wait();
     assert!(outcome.took < Duration::from_secs(4), "{fault}: {:?}", outcome.took);
     outcome.refused_saying(&["guest 'web': Cannot write '", "the kernel has not come back from it for 1 s"]);
-    host.release("db", &other).ok();
+    db.release().ok();
     host.faults("");
     // The call that hung is made after all.
     std::thread::sleep(Duration::from_millis(100));
-    host.release("web", &xml).ok();
-    host.release("db", &other).ok();
-    host.assert_as(&before, fault);
-    host.assert_no_leases(fault);
+    web.release().ok();
+    db.release().ok();
+    host.assert_restored(&before, fault);
 }
 
 #[test]
@@ -172,21 +163,21 @@ fn hangs_while_stopping(fault: &str) {
     host.add_pair("0000:03:00", 9);
     host.settings("<deadline seconds='1'/>");
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok();
     host.faults(&format!("write hang {fault}"));
-    let hanging = host.hook("web", "release", &xml).spawn();
-    let other = domain_with("db", &["0000:03:00.0"]);
-    let outcome = host.prepare("db", &other).ok();
+    let hanging = web.hook("release").spawn();
+    let db = host.guest("db", "0000:03:00.0");
+    let outcome = db.prepare().ok();
     assert!(outcome.took < Duration::from_millis(900), "{fault}: the other guest waited for {:?}", outcome.took);
     let outcome = hanging.wait();
     assert!(outcome.took < Duration::from_secs(3), "{fault}: {:?}", outcome.took);
     outcome.ok_saying("the kernel has not come back from it for 1 s");
     assert_eq!(host.recorded("attention"), ["web"]);
     // While it hangs, nobody touches the device, and nobody waits for it but its own guest.
-    let outcome = host.release("db", &other).ok();
+    let outcome = db.release().ok();
     assert!(outcome.took < Duration::from_millis(900), "{fault}: {:?}", outcome.took);
-    let outcome = host.prepare("web", &xml);
+    let outcome = web.prepare();
     assert!(outcome.took < Duration::from_secs(3), "{fault}: {:?}", outcome.took);
     outcome.refused_saying(&[
         "guest 'web': Cannot lock",
@@ -195,8 +186,7 @@ fn hangs_while_stopping(fault: &str) {
     host.faults("");
     std::thread::sleep(Duration::from_millis(100));
     host.release("other", "").ok();
-    host.assert_as(&before, fault);
-    host.assert_no_leases(fault);
+    host.assert_restored(&before, fault);
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! SIGKILL before and after every change that the hook makes: whatever is called next brings the host back.
 
-use fakehost::{Call, Device, Host, Outcome, Snapshot, definition, domain, domain_with, hostdev, hostdev_at, vf};
-
-const FIRST: &str = "0000:02:00.0";
-const PF: &str = "0000:01:00.0";
+use fakehost::{
+    Call, Device, FIRST, Host, Outcome, PF, Snapshot, definition, domain, domain_with, hostdev, hostdev_at, vf,
+};
 
 /// A host, and a guest for it.
 #[derive(Clone, Copy, Debug)]
@@ -232,6 +231,5 @@ fn a_release_that_was_killed_is_finished_while_libvirtd_lives() {
     assert_eq!(host.hook("web", "release", "").killed_after(first_write).run().code, None);
     // The start's record says that it is under way; only the release can have told otherwise.
     host.vfpool(&["reconcile"]).ok();
-    host.assert_as(&before, "after reconcile");
-    host.assert_no_leases("after reconcile");
+    host.assert_restored(&before, "after reconcile");
 }

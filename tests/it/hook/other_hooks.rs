@@ -1,12 +1,10 @@
 //! Hooks of others beside ours: the one that was there before, and those in `qemu.d` of an old libvirt.
 
-use fakehost::{Host, asking, domain, domain_with, vf};
+use fakehost::{FIRST, Host, SECOND, asking, domain, domain_with, vf};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-const FIRST: &str = "0000:02:00.0";
-const SECOND: &str = "0000:02:00.1";
 const EARLIER: &str = "etc/libvirt/hooks/qemu.before-vfpool";
 
 /// Installs a hook as the earlier one, or in `qemu.d`, that notes each call in `calls` and then does `more`. The root of the
@@ -58,19 +56,18 @@ fn the_hook_that_was_there_sees_all_that_it_saw_before() {
 fn its_answer_counts_where_libvirt_asks_for_one() {
     let host = Host::with_pair();
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
+    let web = host.guest("web", FIRST);
     hook(&host, EARLIER, "echo 'not today' >&2; exit 3");
     for operation in ["prepare", "start", "started", "attach"] {
-        let outcome = host.hook("web", operation, &xml).run();
+        let outcome = web.hook(operation).run();
         assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(3), ""), "{operation}");
         assert!(outcome.stderr.ends_with("not today\n"), "{operation}: {}", outcome.stderr);
     }
     for operation in ["stopped", "release", "reconnect", "unheard-of"] {
-        host.hook("web", operation, &xml).run().ok_saying("not today");
+        web.hook(operation).run().ok_saying("not today");
     }
-    host.release("web", &xml).ok();
-    host.assert_as(&before, "after the release that libvirt lets follow");
-    host.assert_no_leases("after it");
+    web.release().ok();
+    host.assert_restored(&before, "after the release that libvirt lets follow");
     // What it has not said, we say.
     hook(&host, "etc/libvirt/hooks/silent", "kill -TERM $$");
     fs::rename(host.path("etc/libvirt/hooks/silent"), host.path(EARLIER)).unwrap();
@@ -150,15 +147,15 @@ fn one_that_hangs_is_ended() {
     let before = host.snapshot();
     host.settings("<hook seconds='1'/>");
     hook(&host, EARLIER, "sleep 1000 & echo $! >$R/child; sleep 1000");
-    let xml = domain_with("web", &[FIRST]);
-    let outcome = host.prepare("web", &xml);
+    let web = host.guest("web", FIRST);
+    let outcome = web.prepare();
     assert!(outcome.took < Duration::from_secs(15), "{:?}", outcome.took);
     outcome.refused(&format!("{}: it has not ended for 1 s", host.path(EARLIER).display()));
     let child = host.get("child").unwrap();
     let state = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
     assert!(state.is_empty() || state.contains(") Z "), "what it has started ends with it: {state}");
-    host.hook("web", "reconnect", &xml).run().ok();
-    host.release("web", &xml).ok();
+    web.hook("reconnect").run().ok();
+    web.release().ok();
     host.assert_as(&before, "after it");
 }
 
@@ -178,31 +175,31 @@ fn what_it_leaves_in_the_background_holds_nobody_up() {
 #[test]
 fn what_is_not_executable_is_no_hook() {
     let host = Host::new();
-    let xml = domain("web", &[]);
+    let web = host.guest_of("web", domain("web", &[]));
     host.put(EARLIER, "#!/bin/sh\nexit 1\n");
-    host.prepare("web", &xml).ok_silently();
+    web.prepare().ok_silently();
     fs::remove_file(host.path(EARLIER)).unwrap();
     symlink("nowhere", host.path(EARLIER)).unwrap();
-    host.prepare("web", &xml).ok_silently();
+    web.prepare().ok_silently();
     fs::remove_file(host.path(EARLIER)).unwrap();
     fs::create_dir(host.path(EARLIER)).unwrap();
-    host.prepare("web", &xml).ok_silently();
+    web.prepare().ok_silently();
 }
 
 #[test]
 fn of_a_start_that_is_refused_it_sees_nothing() {
     let host = Host::with_pair();
     hook(&host, EARLIER, "");
-    host.prepare("db", &domain_with("db", &[FIRST])).ok();
+    host.guest("db", FIRST).prepare().ok();
     calls(&host);
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).refused_saying(&["guest 'db' has it"]);
-    host.hook("web", "stopped", &xml).run().ok();
-    host.release("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().refused_saying(&["guest 'db' has it"]);
+    web.hook("stopped").run().ok();
+    web.release().ok();
     assert_eq!(calls(&host), [""; 0], "it might take from 'db' what it thinks 'web' has had");
     host.release("db", "").ok();
     for operation in ["prepare", "stopped", "release"] {
-        host.hook("web", operation, &xml).run().ok();
+        web.hook(operation).run().ok();
     }
     assert_eq!(calls(&host).len(), 4);
     assert_eq!(host.recorded("refused"), [""; 0]);
@@ -279,8 +276,8 @@ fn ours_is_installed_and_removed() {
 #[test]
 fn without_others_nothing_is_noted() {
     let host = Host::with_pair();
-    host.prepare("db", &domain_with("db", &[FIRST])).ok();
-    host.prepare("web", &domain_with("web", &[FIRST])).refused_saying(&["guest 'db' has it"]);
+    host.guest("db", FIRST).prepare().ok();
+    host.guest("web", FIRST).prepare().refused_saying(&["guest 'db' has it"]);
     assert_eq!(host.recorded("refused"), [""; 0]);
 }
 
@@ -289,7 +286,7 @@ fn what_is_still_detached_is_told_with_the_way_back() {
     let host = Host::with_pair();
     let _ = fs::remove_file(host.path("etc/libvirt/hooks/qemu"));
     assert_eq!(host.vfpool(&["hook", "install"]).code, Some(0));
-    host.prepare("web", &domain_with("web", &[FIRST])).ok();
+    host.guest("web", FIRST).prepare().ok();
     let outcome = host.vfpool(&["hook", "remove"]);
     let lines: Vec<&str> = outcome.stdout.lines().skip(1).collect();
     assert_eq!(

@@ -2,7 +2,7 @@
 //! what a choice that was made before is worth.
 
 use crate::commands::explain::prepare_as_foretold;
-use fakehost::{Device, Host, asking, definition, domain, domain_with, group, hostdev, hostdev_at, slot, source, vf};
+use fakehost::{Device, Host, asking, definition, domain, group, hostdev, hostdev_at, slot, source, vf};
 use std::fs;
 
 /// A guest that runs with this VF, asked from `net`.
@@ -70,7 +70,7 @@ fn a_device_that_cannot_be_had_is_refused_with_the_holder_and_the_way_out() {
         let _ = fs::remove_dir_all(host.path("run/vfpool/queue"));
         let root = host.path("").display().to_string();
         let reason = reason.replace("AGAIN", AGAIN).replace("ROOT/", &root);
-        prepare_as_foretold(&host, "web", &xml).refused(&format!("guest 'web': {reason}"));
+        prepare_as_foretold(&host.guest_of("web", &xml)).refused(&format!("guest 'web': {reason}"));
         assert_eq!(host.queue(), ["refused web"], "{what}: parked anew");
         host.release("web", &xml).ok_silently();
         assert_eq!(host.recorded("leases"), leases, "{what}");
@@ -140,7 +140,7 @@ fn who_uses_a_device_without_a_lease_has_it() {
     host.prepare("web", &asking("web", &vf(1)))
         .refused_saying(&["0000:01:10.0 (process 5000 (qemu-kvm) uses it through VFIO), 0000:01:10.1 (guest 'db')"]);
     // Without a pool, too.
-    host.prepare("web", &domain_with("web", &[&vf(0)])).refused_saying(&["uses it through VFIO. Stop process 5000"]);
+    host.guest("web", &vf(0)).prepare().refused_saying(&["uses it through VFIO. Stop process 5000"]);
     // An enabled device that nobody has open is free.
     fs::remove_dir_all(host.path("proc/5000")).unwrap();
     has(&host, "web", 0);
@@ -149,11 +149,11 @@ fn who_uses_a_device_without_a_lease_has_it() {
 #[test]
 fn a_hot_plugged_device_is_learned_and_then_known_by_its_guest() {
     let host = Host::with_vfs(2);
-    let xml = domain_with("app", &[&vf(0)]);
+    let app = host.guest("app", &vf(0));
     host.move_to(&vf(0), Some("vfio-pci"));
     host.qemu_runs("app", 5000);
     host.opens_group(5000, group(0));
-    host.hook("app", "reconnect", &xml).run().ok();
+    app.hook("reconnect").run().ok();
     host.prepare("web", &asking("web", &vf(0))).refused_saying(&["0000:01:10.0 is not free: guest 'app' has it"]);
 }
 

@@ -39,8 +39,7 @@ fn of_many_guests_for_one_pair_exactly_one_wins() {
         }
         host.assert_as(&in_use, "after the losers' release");
         host.release(&guests[*winner], "").ok();
-        host.assert_as(&before, "after the winner's release");
-        host.assert_no_leases("after the winner's release");
+        host.assert_restored(&before, "after the winner's release");
     }
 }
 
@@ -66,8 +65,7 @@ fn guests_on_pairs_of_their_own_do_not_meet() {
             });
         }
     });
-    host.assert_as(&before, "after all rounds");
-    host.assert_no_leases("after all rounds");
+    host.assert_restored(&before, "after all rounds");
 }
 
 #[test]
@@ -83,8 +81,7 @@ fn start_and_stop_of_one_guest_take_turns() {
             call.wait().ok();
         }
         host.release("web", &xml).ok();
-        host.assert_as(&before, "after the last release");
-        host.assert_no_leases("after the last release");
+        host.assert_restored(&before, "after the last release");
     }
 }
 

@@ -1,27 +1,23 @@
 //! Starts that are refused: the reason, word for word where an admin reads it, and a host on which nothing has changed.
 
 use crate::commands::explain::prepare_as_foretold;
-use fakehost::{Device, Host, Snapshot, domain, domain_with, hostdev};
-
-const FIRST: &str = "0000:02:00.0";
-const SECOND: &str = "0000:02:00.1";
+use fakehost::{Device, FIRST, Host, SECOND, Snapshot, domain, domain_with, hostdev};
 
 /// The start of `web` with this XML is refused for this reason, and leaves no trace.
 #[track_caller]
 fn refused(host: &Host, xml: &str, reason: &str) {
-    let before = host.snapshot();
-    prepare_as_foretold(host, "web", xml).refused(&format!("guest 'web': {reason}"));
+    let (before, web) = (host.snapshot(), host.guest_of("web", xml));
+    prepare_as_foretold(&web).refused(&format!("guest 'web': {reason}"));
     untouched(host, &before);
     // libvirt tells of the end of a start that failed.
-    host.hook("web", "stopped", xml).run().ok_silently();
-    host.release("web", xml).ok_silently();
+    web.hook("stopped").run().ok_silently();
+    web.release().ok_silently();
     untouched(host, &before);
 }
 
 #[track_caller]
 fn untouched(host: &Host, before: &Snapshot) {
-    host.assert_as(before, "after a refusal");
-    host.assert_no_leases("after a refusal");
+    host.assert_restored(before, "after a refusal");
     let trace = host.trace();
     assert!(!trace.iter().any(|line| line.contains(" sys/")), "{trace:?}");
 }
@@ -29,7 +25,7 @@ fn untouched(host: &Host, before: &Snapshot) {
 #[test]
 fn a_group_goes_to_one_guest() {
     let host = Host::with_pair();
-    host.prepare("web", &domain_with("web", &[FIRST])).ok();
+    host.guest("web", FIRST).prepare().ok();
     let running = host.snapshot();
     for (device, reason) in [
         (FIRST, "0000:02:00.0 is not free: guest 'web' has it. Stop 'web' first, or use another device"),
@@ -39,11 +35,11 @@ fn a_group_goes_to_one_guest() {
              as a whole. Stop 'web' first, or use another device",
         ),
     ] {
-        let xml = domain_with("db", &[device]);
-        host.prepare("db", &xml).refused(&format!("guest 'db': {reason}"));
+        let db = host.guest("db", device);
+        db.prepare().refused(&format!("guest 'db': {reason}"));
         // libvirt calls these for the start that failed; they must not free what the other guest holds.
-        host.hook("db", "stopped", &xml).run().ok_silently();
-        host.release("db", &xml).ok_silently();
+        db.hook("stopped").run().ok_silently();
+        db.release().ok_silently();
         host.assert_as(&running, "after the loser's release");
         assert_eq!(host.recorded("leases"), ["web"]);
         assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
@@ -53,9 +49,9 @@ fn a_group_goes_to_one_guest() {
 #[test]
 fn a_device_that_joins_a_group_in_use_is_refused() {
     let host = Host::with_pair();
-    host.prepare("web", &domain_with("web", &[FIRST])).ok();
+    host.guest("web", FIRST).prepare().ok();
     host.add(Device::new("0000:02:00.2").behind("0000:00:02.0").group(8));
-    host.prepare("db", &domain_with("db", &["0000:02:00.2"])).refused(
+    host.guest("db", "0000:02:00.2").prepare().refused(
         "guest 'db': 0000:02:00.2 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to one \
          guest as a whole. Stop 'web' first, or use another device",
     );
@@ -125,9 +121,9 @@ fn sibling_is_needed(host: &Host, need: &str, remedy: &str) {
 #[track_caller]
 fn sibling_is_free(host: &Host) {
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok_saying("0000:02:00.1: e1000e -> vfio-pci");
-    host.release("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok_saying("0000:02:00.1: e1000e -> vfio-pci");
+    web.release().ok();
     host.assert_as(&before, "after release");
 }
 
@@ -200,9 +196,9 @@ fn host_with_disk() -> Host {
 fn a_disk_that_nobody_uses_is_free() {
     let host = host_with_disk();
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok_saying("0000:02:00.1: nvme -> vfio-pci");
-    host.release("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok_saying("0000:02:00.1: nvme -> vfio-pci");
+    web.release().ok();
     host.assert_as(&before, "after release");
 }
 
@@ -304,7 +300,7 @@ fn broken_settings_refuse_more_and_are_named() {
     let file = host.path("etc/vfpool/host.xml").display().to_string();
     host.put("etc/vfpool/host.xml", "<host><alow address='0000:02:00.1'/></host>");
     let before = host.snapshot();
-    let outcome = host.prepare("web", &domain_with("web", &[FIRST]));
+    let outcome = host.guest("web", FIRST).prepare();
     outcome.refused_saying(&[
         "guest 'web': Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): enp2s0f1 is up and has the address 192.0.2.7. ",
         "in /etc/vfpool/host.xml. ",
@@ -315,7 +311,7 @@ fn broken_settings_refuse_more_and_are_named() {
     // A guest that needs none of the settings starts.
     let host = Host::with_pair();
     host.put("etc/vfpool/host.xml", "<host");
-    host.prepare("web", &domain_with("web", &[FIRST])).ok_saying("using default settings until it is fixed");
+    host.guest("web", FIRST).prepare().ok_saying("using default settings until it is fixed");
 }
 
 #[test]
@@ -323,7 +319,7 @@ fn the_guests_own_device_may_have_an_address_but_no_more() {
     let host = Host::new();
     host.add(Device::new(FIRST).group(8).driver("e1000e"));
     host.netdev(FIRST, "enp2s0", true, &["192.0.2.7"]);
-    host.prepare("web", &domain_with("web", &[FIRST])).ok_silently();
+    host.guest("web", FIRST).prepare().ok_silently();
     host.release("web", "").ok_silently();
     // With managed='no' it is we who would take it.
     let allow = "or allow it with <allow address='0000:02:00.0'/> in /etc/vfpool/host.xml";

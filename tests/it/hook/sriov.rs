@@ -1,8 +1,7 @@
 //! PFs and their VFs.
 
-use fakehost::{Device, Host, domain, domain_with, hostdev};
+use fakehost::{Device, Host, PF, domain, hostdev};
 
-const PF: &str = "0000:01:00.0";
 const OTHER: &str = "0000:01:00.1";
 const VFS: [&str; 3] = ["0000:01:10.0", "0000:01:10.2", "0000:01:10.4"];
 
@@ -20,14 +19,15 @@ fn a_vf_needs_nothing_but_itself() {
     let host = host(|pf| pf);
     host.make_vfs(PF, &[Some("igbvf"), Some("vfio-pci")]);
     let before = host.snapshot();
-    let xml = domain_with("web", &[VFS[0]]);
-    host.prepare("web", &xml).ok_silently();
-    host.prepare("db", &domain_with("db", &[VFS[1]])).ok_silently();
+    let web = host.guest("web", VFS[0]);
+    web.prepare().ok_silently();
+    host.guest("db", VFS[1]).prepare().ok_silently();
     assert_eq!(host.recorded("claims"), [VFS[0], VFS[1]]);
-    host.prepare("mail", &domain_with("mail", &[VFS[0]]))
+    host.guest("mail", VFS[0])
+        .prepare()
         .refused("guest 'mail': 0000:01:10.0 is not free: guest 'web' has it. Stop 'web' first, or use another device");
     host.assert_as(&before, "a managed VF without siblings is all libvirt's");
-    host.release("web", &xml).ok_silently();
+    web.release().ok_silently();
     assert_eq!(host.recorded("claims"), [VFS[1]]);
 }
 
@@ -41,14 +41,13 @@ fn the_vfs_of_a_sibling_come_back_with_their_drivers() {
         let host = host(|pf| if autoprobe { pf } else { pf.without_autoprobe() });
         host.make_vfs(PF, &drivers);
         let before = host.snapshot();
-        let xml = domain_with("web", &[OTHER]);
-        host.prepare("web", &xml).ok_saying("0000:01:00.0: 3 VFs -> 0 (guest 'web')");
+        let web = host.guest("web", OTHER);
+        web.prepare().ok_saying("0000:01:00.0: 3 VFs -> 0 (guest 'web')");
         assert_eq!(host.driver(PF).as_deref(), Some("vfio-pci"));
         assert_eq!(host.recorded("claims"), [PF, OTHER, VFS[0], VFS[1], VFS[2]]);
         host.assert_viable_without(OTHER, 8);
-        host.release("web", &xml).ok_saying("0000:01:00.0: 0 VFs -> 3 (guest 'web')");
-        host.assert_as(&before, &format!("autoprobe {autoprobe}"));
-        host.assert_no_leases("after release");
+        web.release().ok_saying("0000:01:00.0: 0 VFs -> 3 (guest 'web')");
+        host.assert_restored(&before, &format!("autoprobe {autoprobe}"));
     }
 }
 
@@ -57,12 +56,11 @@ fn the_vfs_of_an_unmanaged_pf_come_back() {
     let host = host(|pf| pf);
     host.make_vfs(PF, &[Some("igbvf"), None]);
     let before = host.snapshot();
-    let xml = domain("web", &[hostdev(PF, false)]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest_of("web", domain("web", &[hostdev(PF, false)]));
+    web.prepare().ok();
     host.assert_viable(8);
-    host.release("web", &xml).ok();
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    web.release().ok();
+    host.assert_restored(&before, "after release");
 }
 
 #[test]
@@ -70,15 +68,14 @@ fn the_vfs_of_a_managed_pf_come_back() {
     let host = host(|pf| pf);
     host.make_vfs(PF, &[Some("igbvf"), None]);
     let before = host.snapshot();
-    let xml = domain_with("web", &[PF]);
-    host.prepare("web", &xml).ok_saying("0000:01:00.0: 2 VFs -> 0 (guest 'web')");
-    host.libvirt_takes(PF);
-    host.hook("web", "start", &xml).run().ok();
+    let web = host.guest("web", PF);
+    web.prepare().ok_saying("0000:01:00.0: 2 VFs -> 0 (guest 'web')");
+    let web = web.detaches();
+    web.hook("start").run().ok();
     host.assert_viable(8);
-    host.libvirt_returns(PF, "igb");
-    host.release("web", &xml).ok_saying("0000:01:00.0: 0 VFs -> 2 (guest 'web')");
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    web.reattaches();
+    web.release().ok_saying("0000:01:00.0: 0 VFs -> 2 (guest 'web')");
+    host.assert_restored(&before, "after release");
 }
 
 #[test]
@@ -87,10 +84,10 @@ fn a_nvme_pf_keeps_its_vfs_until_told() {
     let host = host(|pf| pf.id("1b36:0010").class(0x01_0802).driver("nvme"));
     host.make_vfs(PF, &[Some("igbvf")]);
     let before = host.snapshot();
-    let xml = domain_with("web", &[OTHER]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest("web", OTHER);
+    web.prepare().ok();
     assert_eq!(host.driver(PF).as_deref(), Some("vfio-pci"));
-    host.release("web", &xml).ok();
+    web.release().ok();
     host.assert_as(&before, "after release");
 }
 
@@ -98,9 +95,9 @@ fn a_nvme_pf_keeps_its_vfs_until_told() {
 fn a_pf_whose_vf_has_a_guest_is_not_taken() {
     let host = host(|pf| pf);
     host.make_vfs(PF, &[Some("vfio-pci")]);
-    host.prepare("web", &domain_with("web", &[VFS[0]])).ok();
+    host.guest("web", VFS[0]).prepare().ok();
     let running = host.snapshot();
-    host.prepare("db", &domain_with("db", &[OTHER])).refused(
+    host.guest("db", OTHER).prepare().refused(
         "guest 'db': 0000:01:10.0 (VF that goes with 0000:01:00.0) is not free: guest 'web' has it. Stop 'web' first, or use \
          another device",
     );
@@ -114,20 +111,14 @@ fn a_vf_that_shares_the_group_of_its_pf_is_refused() {
     host.add(Device::new(PF).id("8086:10c9").driver("igb").group(8).vfs("8086:10ca", &places));
     host.make_vfs(PF, &[Some("igbvf"), Some("igbvf")]);
     let before = host.snapshot();
-    host.prepare("web", &domain_with("web", &[VFS[0]])).refused(
+    host.guest("web", VFS[0]).prepare().refused(
         "guest 'web': 0000:01:10.0 cannot be given to a guest: its PF 0000:01:00.0 is taken with it, and without the PF's \
          driver the VF vanishes. Put the card into a slot with ACS, so that each VF has an IOMMU group of its own, or give the \
          guest 0000:01:00.0 alone",
     );
-    host.assert_as(&before, "after the refusal");
-    host.assert_no_leases("after the refusal");
+    host.assert_restored(&before, "after the refusal");
     // The PF alone goes, and brings its VFs back.
-    let xml = domain_with("web", &[PF]);
-    host.prepare("web", &xml).ok();
-    host.libvirt_takes(PF);
-    host.assert_viable(8);
-    host.libvirt_returns(PF, "igb");
-    host.release("web", &xml).ok();
+    host.guest("web", PF).starts().runs().stops();
     host.assert_as(&before, "after release");
 }
 
@@ -137,7 +128,7 @@ fn a_vf_that_carries_the_network_keeps_its_pf() {
     host.make_vfs(PF, &[Some("igbvf")]);
     host.netdev(VFS[0], "enp1s0v0", true, &["192.0.2.7"]);
     let before = host.snapshot();
-    host.prepare("web", &domain_with("web", &[OTHER])).refused(
+    host.guest("web", OTHER).prepare().refused(
         "guest 'web': Cannot detach 0000:01:10.0 (VF that goes with 0000:01:00.0): enp1s0v0 is up and has the address \
          192.0.2.7. Take enp1s0v0 down or its address away, or allow it with <allow address='0000:01:10.0'/> in \
          /etc/vfpool/host.xml",

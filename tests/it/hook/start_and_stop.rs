@@ -1,75 +1,50 @@
 //! What goes well: a guest starts, runs and stops, and the host is as it was before.
 
-use fakehost::{Device, Host, domain, domain_with, hostdev, source};
-
-const FIRST: &str = "0000:02:00.0";
-const SECOND: &str = "0000:02:00.1";
-
-/// A whole life of the guest, with libvirt's own part for one managed device of e1000e. Looks that the group is viable
-/// when QEMU starts.
-fn live(host: &Host, guest: &str, xml: &str, managed: Option<&str>) {
-    host.prepare(guest, xml).ok();
-    if let Some(device) = managed {
-        host.libvirt_takes(device);
-    }
-    host.hook(guest, "start", xml).run().ok();
-    host.assert_viable(8);
-    host.qemu_runs(guest, 4000);
-    host.hook(guest, "started", xml).run().ok_silently();
-    host.qemu_ends(guest);
-    host.hook(guest, "stopped", xml).run().ok_silently();
-    if let Some(device) = managed {
-        host.libvirt_returns(device, "e1000e");
-    }
-    host.release(guest, xml).ok();
-}
+use fakehost::{Device, FIRST, Host, SECOND, domain, domain_with, hostdev, source};
 
 #[test]
 fn the_sibling_goes_and_comes_back() {
     let host = Host::with_pair();
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok_saying("vfpool: 0000:02:00.1: e1000e -> vfio-pci (sibling, guest 'web')\n");
-    assert_eq!(host.driver(FIRST).as_deref(), Some("e1000e"), "libvirt takes a managed device itself");
+    let web = host.guest("web", FIRST);
+    web.prepare().ok_saying("vfpool: 0000:02:00.1: e1000e -> vfio-pci (sibling, guest 'web')\n");
+    assert_eq!(host.driver(FIRST).as_deref(), Some("e1000e"), "libvirt detaches a managed device itself");
     assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
     assert_eq!(host.driver("0000:00:02.0").as_deref(), Some("pcieport"));
-    host.libvirt_takes(FIRST);
+    let web = web.detaches();
     host.assert_viable(8);
-    host.hook("web", "start", &xml).run().ok_silently();
-    host.qemu_runs("web", 4000);
-    host.hook("web", "started", &xml).run().ok_silently();
+    web.hook("start").run().ok_silently();
+    let web = web.runs();
     assert!(host.get("run/vfpool/leases/web").unwrap().contains("state=\"active\""));
     host.qemu_ends("web");
-    host.hook("web", "stopped", &xml).run().ok_silently();
-    host.libvirt_returns(FIRST, "e1000e");
-    host.release("web", &xml).ok_saying("vfpool: 0000:02:00.1: vfio-pci -> e1000e (given back by guest 'web')\n");
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    web.hook("stopped").run().ok_silently();
+    web.reattaches();
+    web.release().ok_saying("vfpool: 0000:02:00.1: vfio-pci -> e1000e (given back by guest 'web')\n");
+    host.assert_restored(&before, "after release");
 }
 
 #[test]
 fn an_unmanaged_device_is_taken_and_given_back() {
     let host = Host::with_pair();
     let before = host.snapshot();
-    let xml = domain("web", &[hostdev(FIRST, false)]);
-    let outcome = host.prepare("web", &xml).ok_saying("0000:02:00.0: e1000e -> vfio-pci (unmanaged, guest 'web')");
+    let web = host.guest_of("web", domain("web", &[hostdev(FIRST, false)]));
+    let outcome = web.prepare().ok_saying("0000:02:00.0: e1000e -> vfio-pci (unmanaged, guest 'web')");
     assert_eq!(outcome.stderr.lines().count(), 2, "one line a change: {}", outcome.stderr);
     host.assert_viable(8);
-    let outcome = host.release("web", &xml).ok_saying("0000:02:00.0: vfio-pci -> e1000e (given back by guest 'web')");
+    let outcome = web.release().ok_saying("0000:02:00.0: vfio-pci -> e1000e (given back by guest 'web')");
     assert_eq!(outcome.stderr.lines().count(), 2, "{}", outcome.stderr);
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    host.assert_restored(&before, "after release");
 }
 
 #[test]
 fn the_writes_are_those_the_kernel_documents() {
     let host = Host::with_pair();
-    let xml = domain_with("web", &[FIRST]);
+    let web = host.guest("web", FIRST);
     let sysfs = |trace: Vec<String>| -> Vec<String> {
         let writes = trace.into_iter().filter_map(|line| Some(line.strip_prefix("write sys/")?.to_owned()));
         writes.map(|line| line.replace("devices/pci0000:00/0000:00:02.0/", "")).collect()
     };
-    host.prepare("web", &xml).ok();
+    web.prepare().ok();
     assert_eq!(
         sysfs(host.trace()),
         [
@@ -78,7 +53,7 @@ fn the_writes_are_those_the_kernel_documents() {
             "bus/pci/drivers_probe 0000:02:00.1",
         ]
     );
-    host.release("web", &xml).ok();
+    web.release().ok();
     assert_eq!(
         sysfs(host.trace()),
         [
@@ -93,11 +68,11 @@ fn the_writes_are_those_the_kernel_documents() {
 fn both_functions_of_a_card_to_one_guest() {
     let host = Host::with_pair();
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST, SECOND]);
-    host.prepare("web", &xml).ok_silently();
+    let web = host.guest_of("web", domain_with("web", &[FIRST, SECOND]));
+    web.prepare().ok_silently();
     host.assert_as(&before, "libvirt takes both");
     assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
-    host.release("web", &xml).ok_silently();
+    web.release().ok_silently();
     host.assert_no_leases("after release");
 }
 
@@ -113,9 +88,8 @@ fn every_kind_of_pci_device_takes_its_group() {
     ] {
         let host = Host::with_pair();
         let before = host.snapshot();
-        live(&host, "web", &domain("web", &[device]), Some(FIRST));
-        host.assert_as(&before, "after release");
-        host.assert_no_leases("after release");
+        host.guest_of("web", domain("web", &[device])).starts().runs().stops();
+        host.assert_restored(&before, "after release");
     }
 }
 
@@ -123,9 +97,7 @@ fn every_kind_of_pci_device_takes_its_group() {
 fn other_host_devices_are_none_of_ours() {
     let host = Host::with_pair();
     let before = host.snapshot();
-    let xml = domain(
-        "web",
-        &[
+    let web = host.guest_of("web", domain("web", &[
             "<hostdev mode='subsystem' type='usb'><source><address bus='2' device='0'/></source></hostdev>".into(),
             "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/><address bus='0' target='0' \
              unit='0'/></source></hostdev>"
@@ -133,10 +105,9 @@ fn other_host_devices_are_none_of_ours() {
             "<hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address \
              uuid='c2177883-f1bb-47f0-914d-32a22e3a8804'/></source></hostdev>"
                 .into(),
-        ],
-    );
+        ]));
     for operation in ["prepare", "start", "started", "stopped", "release", "reconnect"] {
-        host.hook("web", operation, &xml).run().ok_silently();
+        web.hook(operation).run().ok_silently();
     }
     assert_eq!(host.trace(), [""; 0], "not even a lock");
     host.assert_as(&before, "after all");
@@ -147,9 +118,8 @@ fn a_sibling_stays_on_the_vfio_driver_it_had() {
     let host = Host::with_pair();
     host.move_to(SECOND, Some("vfio-pci"));
     let before = host.snapshot();
-    live(&host, "web", &domain_with("web", &[FIRST]), Some(FIRST));
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    host.guest("web", FIRST).starts().runs().stops();
+    host.assert_restored(&before, "after release");
 }
 
 #[test]
@@ -157,9 +127,9 @@ fn a_sibling_without_a_driver_has_none_again() {
     let host = Host::with_pair();
     host.move_to(SECOND, None);
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok_saying("0000:02:00.1: no driver -> vfio-pci (sibling, guest 'web')");
-    host.release("web", &xml).ok_saying("0000:02:00.1: vfio-pci -> no driver (given back by guest 'web')");
+    let web = host.guest("web", FIRST);
+    web.prepare().ok_saying("0000:02:00.1: no driver -> vfio-pci (sibling, guest 'web')");
+    web.release().ok_saying("0000:02:00.1: vfio-pci -> no driver (given back by guest 'web')");
     host.assert_as(&before, "after release");
 }
 
@@ -169,10 +139,10 @@ fn a_driver_override_is_restored_to_what_it_was() {
     host.add(Device::new(FIRST).group(8).driver("e1000e"));
     host.add(Device::new(SECOND).group(8).driver("e1000e").driver_override("e1000e"));
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok();
     assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
-    host.release("web", &xml).ok();
+    web.release().ok();
     assert_eq!(host.driver_override(SECOND).as_deref(), Some("e1000e"));
     host.assert_as(&before, "after release");
 }
@@ -185,11 +155,11 @@ fn bridges_and_ports_of_the_group_are_never_touched() {
     host.add(Device::new("0000:00:1f.0").group(8).class(0x06_0100).id("8086:2918").driver("e1000e"));
     host.add_pair("0000:02:00", 8);
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    let outcome = host.prepare("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    let outcome = web.prepare().ok();
     assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
     assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
-    host.release("web", &xml).ok();
+    web.release().ok();
     host.assert_as(&before, "after release");
 }
 
@@ -206,12 +176,12 @@ fn old_host() -> Host {
 fn new_id_grabs_no_other_card_for_long() {
     let host = old_host();
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok_saying("0000:02:00.1: e1000e -> vfio-pci (sibling, guest 'web')");
+    let web = host.guest("web", FIRST);
+    web.prepare().ok_saying("0000:02:00.1: e1000e -> vfio-pci (sibling, guest 'web')");
     assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
     assert_eq!(host.driver("0000:03:00.0"), None, "an identical card without a driver stays without");
     assert_eq!(host.get("hw/dynids/vfio-pci").as_deref(), Some(""), "the id goes away again");
-    host.release("web", &xml).ok();
+    web.release().ok();
     host.assert_as(&before, "after release");
 }
 
@@ -220,10 +190,10 @@ fn an_id_that_the_admin_gave_stays() {
     let host = old_host();
     host.put("hw/dynids/vfio-pci", "8086:10d3");
     let before = host.snapshot();
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok();
     assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
-    host.release("web", &xml).ok();
+    web.release().ok();
     host.assert_as(&before, "after release");
 }
 
@@ -231,11 +201,11 @@ fn an_id_that_the_admin_gave_stays() {
 fn the_module_is_loaded_when_it_is_not() {
     let host = Host::with_pair();
     host.vfio_is_a_module("load");
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok_saying("vfpool: module vfio-pci loaded (guest 'web')");
+    let web = host.guest("web", FIRST);
+    web.prepare().ok_saying("vfpool: module vfio-pci loaded (guest 'web')");
     assert_eq!(host.get("modprobe.called").as_deref(), Some("-b vfio-pci"));
     assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
-    host.release("web", &xml).ok();
+    web.release().ok();
     assert_eq!(host.driver(SECOND).as_deref(), Some("e1000e"));
 }
 
@@ -250,13 +220,12 @@ fn a_module_that_does_not_load_is_named() {
         host.settings("<deadline seconds='1'/>");
         host.vfio_is_a_module(modprobe);
         let before = host.snapshot();
-        let outcome = host.prepare("web", &domain_with("web", &[FIRST]));
+        let outcome = host.guest("web", FIRST).prepare();
         assert!(outcome.took.as_secs() < 5, "{:?}", outcome.took);
         let program = host.path("sbin/modprobe");
         let program = program.display();
         outcome.refused(&format!("guest 'web': Cannot load the module vfio-pci with {program}: {reason}"));
-        host.assert_as(&before, modprobe);
-        host.assert_no_leases(modprobe);
+        host.assert_restored(&before, modprobe);
     }
 }
 
@@ -265,15 +234,14 @@ fn a_device_that_libvirt_chose_is_taken_at_start() {
     let host = Host::with_pair();
     let before = host.snapshot();
     host.prepare("web", &domain("web", &[])).ok_silently();
-    host.libvirt_takes(FIRST);
+    host.libvirt_detaches(FIRST);
     let interface = format!("<interface type='hostdev' managed='yes'>{}</interface>", source(FIRST));
-    let xml = domain("web", &[interface]);
-    host.hook("web", "start", &xml).run().ok_saying("0000:02:00.1: e1000e -> vfio-pci (sibling, guest 'web')");
+    let web = host.guest_of("web", domain("web", &[interface]));
+    web.hook("start").run().ok_saying("0000:02:00.1: e1000e -> vfio-pci (sibling, guest 'web')");
     host.assert_viable(8);
-    host.libvirt_returns(FIRST, "e1000e");
-    host.release("web", &xml).ok();
-    host.assert_as(&before, "after release");
-    host.assert_no_leases("after release");
+    host.libvirt_reattaches(FIRST, Some("e1000e"));
+    web.release().ok();
+    host.assert_restored(&before, "after release");
 }
 
 #[test]
@@ -289,21 +257,21 @@ fn syslog_gets_one_line_a_change() {
         }
         lines
     };
-    let xml = domain_with("web", &[FIRST]);
-    host.prepare("web", &xml).ok_silently();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok_silently();
     let told = lines();
     let [line] = told.as_slice() else { panic!("{told:?}") };
     // Facility daemon (3), severity info (6).
     assert!(line.starts_with("<30>") && line.contains("vfpool["), "{line}");
     assert!(line.ends_with(": 0000:02:00.1: e1000e -> vfio-pci (sibling, guest 'web')"), "{line}");
-    host.hook("web", "start", &xml).run().ok_silently();
+    web.hook("start").run().ok_silently();
     assert_eq!(lines(), [""; 0]);
-    host.prepare("db", &domain_with("db", &[SECOND])).refused(
+    host.guest("db", SECOND).prepare().refused(
         "guest 'db': 0000:02:00.1 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to \
          one guest as a whole. Stop 'web' first, or use another device",
     );
     let told = lines();
     assert!(matches!(told.as_slice(), [line] if line.starts_with("<27>") && line.contains("guest 'db'")), "{told:?}");
-    host.release("web", &xml).ok_silently();
+    web.release().ok_silently();
     assert_eq!(lines().len(), 1);
 }

@@ -2,7 +2,7 @@
 
 use super::completion::completed;
 use crate::commands::{check, list};
-use fakehost::{Device, Host, PF, asking, definition, domain, domain_with, hostdev, interface_at, vf};
+use fakehost::{Device, Host, PF, asking, definition, domain, hostdev, interface_at, vf};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -219,7 +219,7 @@ fn exit_codes_are_those_of_the_programs() {
         assert_eq!(code(&host, arguments), expected, "{arguments:?}");
     }
     assert_eq!(host.prepare("web", &xml).code, Some(1));
-    assert_eq!(host.prepare("db", &domain_with("db", &[&vf(0)])).code, Some(0));
+    assert_eq!(host.guest("db", &vf(0)).prepare().code, Some(0));
     assert_eq!(exit_codes(&page("vfpool-pool.5")), ["0", "1"].map(str::to_owned).into());
 }
 
@@ -478,10 +478,10 @@ fn keys_of_list() {
     json(&host, &["list"], &mut seen);
     // With what could not be given back, and without an IOMMU.
     let host = Host::with_pair();
-    let xml = domain_with("web", &["0000:02:00.0"]);
-    host.prepare("web", &xml).ok();
+    let web = host.guest("web", "0000:02:00.0");
+    web.prepare().ok();
     host.faults("write errno EIO e1000e/bind");
-    host.release("web", &xml).ok();
+    web.release().ok();
     json(&host, &["list"], &mut seen);
     // A PF that a guest has, with managed='no'.
     let host = Host::with_vfs(1);

@@ -1,13 +1,10 @@
 //! What RHEL 7 has that no emulated host has: Linux 3.10, libvirt 4.5, and systemd with udev 219.
 
-use fakehost::{Device, Host, asking, domain_with};
+use fakehost::{Device, Host, NVME, PF, asking, domain_with};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const PF: &str = "0000:01:00.0";
 const VF: &str = "0000:01:10.0";
-const NVME: &str = "0000:06:00.0";
-
 /// A NIC and an NVMe disk that have SR-IOV and a NIC without, before they have drivers; the first two are in pools.
 fn host(change: fn(Device) -> Device) -> Host {
     let host = Host::new();
@@ -191,8 +188,7 @@ fn a_release_without_a_reason_is_as_one_with() {
         let xml = domain_with("web", &["0000:02:00.0"]);
         host.prepare("web", &xml).ok();
         let outcome = host.hook_with(&["web", "release", "end", reason], xml.as_bytes()).run().ok();
-        host.assert_as(&before, reason);
-        host.assert_no_leases(reason);
+        host.assert_restored(&before, reason);
         outcome.stderr
     });
     assert!(told.iter().all(|one| one == &told[0]), "{told:?}");
