@@ -1,6 +1,6 @@
-//! `compare RUNS INPUT NAME COMMAND [NAME COMMAND]...`: times whole processes in turn, and prints each one's median and its
-//! ratio to the first. A command gets INPUT on standard input, as libvirt gives a hook the guest's XML; what follows ` ++ `
-//! in it is run after each time, uncounted, to undo it.
+//! `compare RUNS INPUT NAME COMMAND [NAME COMMAND]...`: times whole processes in turn, and prints each one's median and
+//! its ratio to the first. A command gets INPUT on standard input, as libvirt gives a hook the guest's XML; what
+//! follows ` ++ ` in it is run after each time, uncounted, to undo it.
 
 use std::fs::File;
 use std::process::{Command, Stdio};

@@ -39,7 +39,8 @@ pub fn source(address: &str) -> String {
     let field: Vec<&str> = address.split([':', '.']).collect();
     let [domain, bus, slot, function] = field.as_slice() else { panic!("{address}") };
     format!(
-        "<source><address type='pci' domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/></source>"
+        "<source><address type='pci' domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' \
+         function='0x{function}'/></source>"
     )
 }
 
@@ -48,7 +49,8 @@ pub fn domain(guest: &str, devices: &[String]) -> String {
     format!(
         "<domain type='kvm' id='3'>\n  <name>{guest}</name>\n  <devices>\n<disk type='file' device='disk'><source \
          file='/x.qcow2'/><target dev='vda'/><address type='pci' domain='0x0000' bus='0x00' slot='0x07' \
-         function='0x0'/></disk>\n{}<interface type='network'><source network='default'/></interface>\n</devices>\n</domain>\n",
+         function='0x0'/></disk>\n{}<interface type='network'><source \
+         network='default'/></interface>\n</devices>\n</domain>\n",
         devices.concat()
     )
 }
@@ -73,8 +75,8 @@ pub fn hostdev_at(address: &str, number: usize, more: &str) -> String {
 pub fn interface_at(address: &str, number: usize) -> String {
     let (source, own) = (source(address), guest_address(number));
     element(&format!(
-        "<interface type='hostdev' managed='yes'><mac address='52:54:00:aa:00:{number:02x}'/><driver name='vfio'/>{source}\
-         <vlan><tag id='42'/></vlan><alias name='ua-net{number}'/>{own}</interface>"
+        "<interface type='hostdev' managed='yes'><mac address='52:54:00:aa:00:{number:02x}'/><driver \
+         name='vfio'/>{source}<vlan><tag id='42'/></vlan><alias name='ua-net{number}'/>{own}</interface>"
     ))
 }
 
@@ -100,12 +102,13 @@ pub fn definition(guest: &str, requests: &[(&str, usize)], devices: &[String]) -
     let (interfaces, hostdevs): (Vec<_>, Vec<_>) = devices.iter().partition(is_interface);
     let boot = if devices.iter().any(|device| device.contains("<boot ")) { "" } else { "    <boot dev='hd'/>\n" };
     format!(
-        "<!--\nWARNING: THIS IS AN AUTO-GENERATED FILE.\n  virsh edit {guest}\n-->\n\n<domain type='kvm'>\n  <name>{guest}</name>\n  \
-         <uuid>{}</uuid>\n  <metadata>\n    <app:owner xmlns:app=\"urn:app\">R&amp;D <app:x a=\"'\"/></app:owner>\n{requests}  \
-         </metadata>\n  <memory unit='KiB'>65536</memory>\n  <os>\n    <type arch='x86_64' machine='pc'>hvm</type>\n{boot}  \
-         </os>\n  <devices>\n    <emulator>/usr/bin/qemu</emulator>\n{}    <input type='mouse' bus='ps2'/>\n{}    <memballoon \
-         model='virtio'>\n      <address type='pci' domain='0x0000' bus='0x00' slot='0x03' function='0x0'/>\n    </memballoon>\n  \
-         </devices>\n</domain>\n",
+        "<!--\nWARNING: THIS IS AN AUTO-GENERATED FILE.\n  virsh edit {guest}\n-->\n\n<domain \
+         type='kvm'>\n  <name>{guest}</name>\n  <uuid>{}</uuid>\n  <metadata>\n    <app:owner \
+         xmlns:app=\"urn:app\">R&amp;D <app:x a=\"'\"/></app:owner>\n{requests}  </metadata>\n  <memory \
+         unit='KiB'>65536</memory>\n  <os>\n    <type arch='x86_64' machine='pc'>hvm</type>\n{boot}  \
+         </os>\n  <devices>\n    <emulator>/usr/bin/qemu</emulator>\n{}    <input type='mouse' bus='ps2'/>\n{}    \
+         <memballoon model='virtio'>\n      <address type='pci' domain='0x0000' bus='0x00' slot='0x03' \
+         function='0x0'/>\n    </memballoon>\n  </devices>\n</domain>\n",
         uuid(guest),
         interfaces.into_iter().cloned().collect::<String>(),
         hostdevs.into_iter().cloned().collect::<String>(),

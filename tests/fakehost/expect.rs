@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What is compared: everything below `sys` (files with their text, links with their target), and the drivers' dynamic ids.
+/// What is compared: everything below `sys` (files with their text, links with their target), and the drivers' dynamic
+/// ids.
 pub type Snapshot = BTreeMap<PathBuf, String>;
 
 /// What a program answered.

@@ -10,8 +10,8 @@ use crate::xml::Node;
 pub const FIRST: &str = "0000:02:00.0";
 pub const SECOND: &str = "0000:02:00.1";
 
-/// A guest of a host. What libvirt does is here, hooks and all; a test that needs an order of its own makes the calls one by
-/// one.
+/// A guest of a host. What libvirt does is here, hooks and all; a test that needs an order of its own makes the calls
+/// one by one.
 pub struct Guest<'a> {
     pub host: &'a Host,
     pub name: String,

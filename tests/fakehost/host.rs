@@ -102,7 +102,8 @@ impl Host {
         let again = "[ -z \"$LD_PRELOAD\" ] || { unset LD_PRELOAD; exec \"$0\" \"$@\"; }";
         let script = format!("#!/bin/sh\n{again}\n{script}\n");
         let program = self.programs.get_or_init(|| tempfile::tempdir().unwrap()).path().join(below.replace('/', "-"));
-        // Through a child: a test thread that forks while the file is open for writing would make running it fail (ETXTBSY).
+        // Through a child: a test thread that forks while the file is open for writing would make running it fail
+        // (ETXTBSY).
         let mut shell = Command::new("/bin/sh");
         let shell = shell.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(&program).stdin(Stdio::piped());
         let mut shell = shell.spawn().unwrap();

@@ -1,5 +1,5 @@
-//! A kernel for the fake host: loaded into the real binaries by `LD_PRELOAD`, it makes writes below `$VFPOOL_ROOT/sys` do
-//! what Linux does, so that no test code is needed in the product.
+//! A kernel for the fake host: loaded into the real binaries by `LD_PRELOAD`, it makes writes below `$VFPOOL_ROOT/sys`
+//! do what Linux does, so that no test code is needed in the product.
 //!
 //! | file in the root | what |
 //! |---|---|
@@ -11,9 +11,9 @@
 //! | `opened` | if it is there, each file that is opened, and each link that is read, one a line |
 //! | `trace` | each call that changed something, one a line: also the count for `FAKE_KILL_AT` and `FAKE_KILL_AFTER` |
 //!
-//! Sources: Linux `drivers/base/bus.c` (bind, unbind, drivers_probe), `drivers/base/dd.c` (which errors a probe swallows),
-//! `drivers/pci/pci-driver.c` (matching, new_id, remove_id), `drivers/pci/pci-sysfs.c` and `iov.c` (sriov_*),
-//! `drivers/vfio/pci/vfio_pci_core.c` (what it refuses).
+//! Sources: Linux `drivers/base/bus.c` (bind, unbind, drivers_probe), `drivers/base/dd.c` (which errors a probe
+//! swallows), `drivers/pci/pci-driver.c` (matching, new_id, remove_id), `drivers/pci/pci-sysfs.c` and `iov.c`
+//! (sriov_*), `drivers/vfio/pci/vfio_pci_core.c` (what it refuses).
 #![allow(unsafe_code, missing_docs)]
 #![allow(clippy::missing_safety_doc, clippy::missing_panics_doc)] // the C library's functions, documented there
 
@@ -254,8 +254,9 @@ pub unsafe extern "C" fn freeifaddrs(mut list: *mut ifaddrs) {
 
 /// A line of `faults`: `VERB errno NAME PATH [VALUE]`, `VERB hang PATH [VALUE]` or `VERB ignore PATH [VALUE]`.
 ///
-/// VERB is `open` (of what is there already), `create`, `write`, `rename`, `symlink`, `unlink` or `mkdir`. PATH is the end of the file's real path, VALUE what is written. A hang ends when its line is taken out of the file,
-/// and then the call is made after all, as a driver that sleeps for long does.
+/// VERB is `open` (of what is there already), `create`, `write`, `rename`, `symlink`, `unlink` or `mkdir`. PATH is the
+/// end of the file's real path, VALUE what is written. A hang ends when its line is taken out of the file, and then the
+/// call is made after all, as a driver that sleeps for long does.
 enum Fault {
     Errno(Errno),
     Hang(String),
@@ -337,8 +338,8 @@ impl Kernel {
         result
     }
 
-    /// Sleeps where SIGKILL does not reach, as a system call in the D state: a process of its own that has inherited every
-    /// file and lock of the caller.
+    /// Sleeps where SIGKILL does not reach, as a system call in the D state: a process of its own that has inherited
+    /// every file and lock of the caller.
     fn hang(&self, line: &str, call: impl FnOnce() -> Result<i64>) -> Result<i64> {
         // SAFETY: the hook has a single thread, so its child may do anything.
         let child = unsafe { libc::fork() };

@@ -1,8 +1,8 @@
 //! A host in a temporary folder, for the real binaries to work on.
 //!
-//! [`Host`] lays out `sys`, `proc`, `etc`, `run` and `dev` as the kernel and libvirt do; the library of `kernel.rs` makes
-//! the sysfs behave, and the program of `virsh.rs` is its libvirt. A test describes its host, calls the hook as libvirt
-//! would, and compares [`Host::snapshot`]s.
+//! [`Host`] lays out `sys`, `proc`, `etc`, `run` and `dev` as the kernel and libvirt do; the library of `kernel.rs`
+//! makes the sysfs behave, and the program of `virsh.rs` is its libvirt. A test describes its host, calls the hook as
+//! libvirt would, and compares [`Host::snapshot`]s.
 #![allow(missing_docs)] // the names say it
 #![allow(clippy::missing_panics_doc, clippy::new_without_default, clippy::return_self_not_must_use)] // tests call it
 

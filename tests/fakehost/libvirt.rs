@@ -1,7 +1,7 @@
 //! The host's libvirt: definitions, pools, QEMUs, and a virsh.
 
 use crate::Host;
-use crate::definitions::{PF, devices_of, group, vf};
+use crate::definitions::{PF, asking, devices_of, group, vf};
 use crate::device::Device;
 use crate::expect::Outcome;
 use crate::programs::{fake_virsh, product};
@@ -9,8 +9,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 impl Host {
-    /// A host with a PF (`eth3`) and this many VFs, each without a driver and in a group of its own; all VFs are the pool
-    /// `net`.
+    /// A host with a PF (`eth3`) and this many VFs, each without a driver and in a group of its own; all VFs are the
+    /// pool `net`.
     pub fn with_vfs(count: usize) -> Self {
         let host = Self::new();
         let places: Vec<(String, u32)> = (0..count).map(|number| (vf(number), group(number))).collect();
@@ -68,6 +68,13 @@ impl Host {
     pub fn runs(&self, guest: &str) {
         let outcome = self.virsh(&["start", guest]);
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    }
+
+    /// Defines a guest that requests one device of the pool `net` and points at this one, and starts it.
+    #[track_caller]
+    pub fn runs_with(&self, guest: &str, address: &str) {
+        self.define(guest, &asking(guest, address));
+        self.runs(guest);
     }
 
     #[track_caller]

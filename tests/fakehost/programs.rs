@@ -28,8 +28,8 @@ fn profile() -> &'static Path {
     })
 }
 
-/// Builds the fakes beside the product, once in each process: cargo does not build the programs of another package for a
-/// test, and finds at once that nothing has changed.
+/// Builds the fakes beside the product, once in each process: cargo does not build the programs of another package for
+/// a test, and finds at once that nothing has changed.
 fn built() -> &'static Path {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {

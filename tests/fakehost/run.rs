@@ -76,8 +76,8 @@ fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
 }
 
 impl Running {
-    /// Waits for the end of the program, and as libvirt for the end of each of its pipes: a child that is left behind with
-    /// one of them fails the test.
+    /// Waits for the end of the program, and as libvirt for the end of each of its pipes: a child that is left behind
+    /// with one of them fails the test.
     pub fn wait(mut self) -> Outcome {
         while self.child.try_wait().unwrap().is_none() {
             if self.begun.elapsed() > PATIENCE {

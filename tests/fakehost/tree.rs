@@ -1,8 +1,8 @@
 //! The fake host's sysfs as files and links, shaped as the kernel shapes it: real folders below `sys/devices`, relative
 //! links everywhere else.
 //!
-//! Shared by the builder (which makes a host) and the fake kernel (which changes it while the hook runs). Moves links and
-//! decides nothing: what the kernel would allow is decided in `kernel.rs`.
+//! Shared by the builder (which makes a host) and the fake kernel (which changes it while the hook runs). Moves links
+//! and decides nothing: what the kernel would allow is decided in `kernel.rs`.
 
 use std::fs;
 use std::io::ErrorKind;

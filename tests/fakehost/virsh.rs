@@ -7,13 +7,13 @@
 //! | `virsh.faults` | what goes wrong, see [`Fault`] |
 //! | `virsh.bug` | a call that no libvirt would survive: its caller holds a lock that hooks take |
 //! | `hw/libvirtd` | the pid of libvirtd |
-//! | `hw/keeps-devices/GUEST` | this guest's system does not agree to a hot-unplug, until it is told to by the fake's own command `eject` |
+//! | `hw/keeps-devices/GUEST` | the guest's system refuses a hot-unplug until the fake's own command `eject` |
 //! | `hw/keeps-failed-create` | this libvirt forgets to put a definition back after a `create` that failed early |
 //!
 //! With `FAKE_ADMIN` in the environment somebody else calls: no fault, no trace.
 //!
-//! All behaviour was measured on libvirt 9.0: what is matched by what, the order of devices after a change, the words of
-//! refusals, the boot order that comes by itself, the exit status of a batch.
+//! All behaviour was measured on libvirt 9.0: what is matched by what, the order of devices after a change, the words
+//! of refusals, the boot order that comes by itself, the exit status of a batch.
 #![allow(unsafe_code, missing_docs)]
 
 use fakehost::tree::Tree;
@@ -118,8 +118,8 @@ fn split(line: &str) -> Result<Vec<Vec<String>>> {
     Ok(commands)
 }
 
-/// A line of `virsh.faults`: `WHEN WHAT [TEXT]`. WHEN is a command, or the number of its line in the trace; `qemu` is the moment at
-/// which QEMU is run.
+/// A line of `virsh.faults`: `WHEN WHAT [TEXT]`. WHEN is a command, or the number of its line in the trace; `qemu` is
+/// the moment at which QEMU is run.
 enum Fault {
     /// Fails with this text.
     Fail(String),
@@ -202,7 +202,8 @@ impl Virsh {
         fs::read_to_string(self.tree.path("virsh.trace")).unwrap().lines().count()
     }
 
-    /// libvirt runs hooks while it keeps a guest to itself. Who waits for it with a lock that a hook waits for, waits for ever.
+    /// libvirt runs hooks while it keeps a guest to itself. Who waits for it with a lock that a hook waits for, waits
+    /// for ever.
     fn look_at_locks(&self) {
         let caller = unsafe { libc::getppid() };
         let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
@@ -350,7 +351,8 @@ impl Virsh {
             if !matches!(self.tree.driver(&member).as_deref(), None | Some("vfio-pci" | "pcieport")) {
                 self.return_taken(name, Some(&address));
                 return Err(format!(
-                    "internal error: unable to execute QEMU command 'device_add': vfio {address}: group {group} is not viable"
+                    "internal error: unable to execute QEMU command 'device_add': vfio {address}: group {group} is not \
+                     viable"
                 ));
             }
         }

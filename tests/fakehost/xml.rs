@@ -1,4 +1,5 @@
-//! XML as the fake virsh needs it: a document as nodes that know where they stand in the text, and a node in libvirt's style.
+//! XML as the fake virsh needs it: a document as nodes that know where they stand in the text, and a node in libvirt's
+//! style.
 //!
 //! Knows nothing of the product's own parser, whose mistakes it has to find.
 

@@ -187,7 +187,8 @@ fn iommu(host: &Host) -> Finding {
 
 #[test]
 fn the_iommu_is_switched_on_as_this_distribution_does_it() {
-    let rhel7 = "echo 'GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX intel_iommu=on iommu=pt\"' >>/etc/default/grub && grub2-mkconfig";
+    let rhel7 = "echo 'GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX intel_iommu=on iommu=pt\"' >>/etc/default/grub && \
+                 grub2-mkconfig";
     let grubby = "grubby --update-kernel=ALL --args='intel_iommu=on iommu=pt'";
     for (release, is_uefi, command) in [
         ("ID=\"rhel\"\nVERSION_ID=\"7.9\"", false, format!("{rhel7} -o /boot/grub2/grub.cfg")),
@@ -240,21 +241,23 @@ fn what_switches_the_iommu_off_goes() {
             "ID=rhel\nVERSION_ID=9",
             "intel_iommu=off iommu=off",
             "intel_iommu=off iommu=off",
-            "Run `grubby --update-kernel=ALL --remove-args='intel_iommu=off iommu=off' --args='intel_iommu=on iommu=pt'`, then reboot",
+            "Run `grubby --update-kernel=ALL --remove-args='intel_iommu=off iommu=off' --args='intel_iommu=on \
+             iommu=pt'`, then reboot",
         ),
         (
             "ID=debian",
             "intel_iommu=on iommu=pt intel_iommu=off",
             "intel_iommu=off",
-            "Run `sed -i 's/\\bintel_iommu=off\\b//g' /etc/default/grub && echo 'GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX \
-             intel_iommu=on iommu=pt\"' >>/etc/default/grub && update-grub`, then reboot",
+            "Run `sed -i 's/\\bintel_iommu=off\\b//g' /etc/default/grub && echo \
+             'GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX intel_iommu=on iommu=pt\"' >>/etc/default/grub && update-grub`, \
+             then reboot",
         ),
         (
             "ID=gentoo",
             "iommu=off",
             "iommu=off",
-            "Take 'iommu=off' out of, and add 'intel_iommu=on iommu=pt' to, the kernel's command line in the boot loader's \
-             configuration, then reboot",
+            "Take 'iommu=off' out of, and add 'intel_iommu=on iommu=pt' to, the kernel's command line in the boot \
+             loader's configuration, then reboot",
         ),
     ] {
         let host = without_iommu(words);
@@ -306,23 +309,25 @@ fn interrupts_that_are_not_remapped() {
     let dmesg = "See what `dmesg | grep -i remap` says of it, and update the firmware";
     expect(&host, &[&format!("{failure} | {table} | {dmesg}")]);
     host.put("proc/cmdline", "intel_iommu=on iommu=pt intremap=off");
-    let back = "Run `sed -i 's/\\bintremap=off\\b//g' /etc/default/grub && grub2-mkconfig -o /boot/grub2/grub.cfg`, then reboot";
+    let back = "Run `sed -i 's/\\bintremap=off\\b//g' /etc/default/grub && grub2-mkconfig -o /boot/grub2/grub.cfg`, \
+                then reboot";
     expect(&host, &[&format!("{failure} | /proc/cmdline has intremap=off | {back}")]);
     // Hardware without it.
     host.put("proc/cmdline", "intel_iommu=on iommu=pt");
     host.put("sys/class/iommu/dmar0/intel-iommu/ecap", "f020d7\n");
     host.put(UNSAFE, "N\n");
     fs::create_dir_all(host.path("etc/modprobe.d")).unwrap();
-    let allow = "Use other hardware. If all guests are trusted, run `echo 'options vfio_iommu_type1 allow_unsafe_interrupts=1' \
-                 >/etc/modprobe.d/vfpool.conf; modprobe vfio_iommu_type1; echo 1 >/sys/module/vfio_iommu_type1/parameters/\
-                 allow_unsafe_interrupts`";
+    let allow = "Use other hardware. If all guests are trusted, run `echo 'options vfio_iommu_type1 \
+                 allow_unsafe_interrupts=1' >/etc/modprobe.d/vfpool.conf; modprobe vfio_iommu_type1; echo 1 \
+                 >/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts`";
     expect(&host, &[&format!("{failure} | {table} | {allow}")]);
     host.put(UNSAFE, "Y\n");
     let risk = "a guest can send interrupts to the host and to other guests through its device";
     expect(
         &host,
         &[&format!(
-            "warning interrupt_remapping: Interrupts are not remapped, and VFIO was told to go on: {risk} | {table} | {allow}"
+            "warning interrupt_remapping: Interrupts are not remapped, and VFIO was told to go on: {risk} | {table} | \
+             {allow}"
         )],
     );
     // Allowed without need.
@@ -331,8 +336,9 @@ fn interrupts_that_are_not_remapped() {
     expect(
         &host,
         &[&format!(
-            "warning unsafe_interrupts: VFIO would go on without interrupt remapping, where {risk}; this host has no need of \
-             that | /{UNSAFE} is Y | Run `sed -i /allow_unsafe_interrupts/d /etc/modprobe.d/x.conf && echo N >/{UNSAFE}`"
+            "warning unsafe_interrupts: VFIO would go on without interrupt remapping, where {risk}; this host has no \
+             need of that | /{UNSAFE} is Y | Run `sed -i /allow_unsafe_interrupts/d /etc/modprobe.d/x.conf && echo N \
+             >/{UNSAFE}`"
         )],
     );
     carry_out(&host, "unsafe_interrupts");
@@ -352,8 +358,8 @@ fn vfio_that_cannot_be_loaded() {
     expect(
         &host,
         &["failure vfio: This kernel has no vfio-pci, which gives devices to guests | \
-           /lib/modules/3.10.0-1160.el7/modules.dep does not list it | Install the package with the rest of the modules of \
-           kernel 3.10.0-1160.el7, or boot a kernel that has vfio-pci"],
+           /lib/modules/3.10.0-1160.el7/modules.dep does not list it | Install the package with the rest of the \
+           modules of kernel 3.10.0-1160.el7, or boot a kernel that has vfio-pci"],
     );
     let modules = "lib/modules/3.10.0-1160.el7";
     host.put(&format!("{modules}/modules.dep"), "kernel/vfio/pci/vfio-pci.ko.xz: kernel/vfio/vfio.ko.xz\n");
@@ -379,8 +385,8 @@ fn vfio_that_cannot_be_loaded() {
 fn libvirtd_asleep_and_down() {
     let host = ready();
     fs::remove_file(host.path("run/libvirtd.pid")).unwrap();
-    let down = "failure libvirtd: libvirtd is down: no guest can be started; the rest was checked without it | /proc/net/unix has \
-                no socket of libvirt that is listened on | Run `systemctl start libvirtd`";
+    let down = "failure libvirtd: libvirtd is down: no guest can be started; the rest was checked without it | \
+                /proc/net/unix has no socket of libvirt that is listened on | Run `systemctl start libvirtd`";
     expect(&host, &[down]);
     // The pid of somebody else.
     host.put("run/libvirtd.pid", "700");
@@ -404,9 +410,9 @@ fn a_hook_that_is_not_run() {
     let host = ready();
     let own = fs::read_link(host.path(HOOK)).unwrap();
     fs::remove_file(host.path(HOOK)).unwrap();
-    let gone = "failure hook: libvirt has no hook, so that a guest's devices are taken without us | /etc/libvirt/hooks/qemu is not \
-                there, or leads nowhere | Run `mkdir -p /etc/libvirt/hooks && ln -sfn /usr/sbin/vfpool-hook \
-                /etc/libvirt/hooks/qemu && systemctl reload libvirtd`";
+    let gone = "failure hook: libvirt has no hook, so that a guest's devices are taken without us | \
+                /etc/libvirt/hooks/qemu is not there, or leads nowhere | Run `mkdir -p /etc/libvirt/hooks && ln -sfn \
+                /usr/sbin/vfpool-hook /etc/libvirt/hooks/qemu && systemctl reload libvirtd`";
     expect(&host, &[gone]);
     symlink("/nonexistent/hook", host.path(HOOK)).unwrap();
     expect(&host, &[gone]);
@@ -425,18 +431,14 @@ fn a_hook_that_is_not_run() {
     mode(&host, "usr/sbin/vfpool-hook", 0o644);
     expect(
         &host,
-        &[
-            "failure hook: The hook is not executable, so that libvirt does not run it | mode 644 of /usr/sbin/vfpool-hook | Run \
-           `chmod 755 /usr/sbin/vfpool-hook && systemctl reload libvirtd`",
-        ],
+        &["failure hook: The hook is not executable, so that libvirt does not run it | mode 644 of \
+           /usr/sbin/vfpool-hook | Run `chmod 755 /usr/sbin/vfpool-hook && systemctl reload libvirtd`"],
     );
     fs::remove_file(host.path("usr/sbin/vfpool-hook")).unwrap();
     expect(
         &host,
-        &[
-            "failure hook: The hook's program is not there | /usr/sbin/vfpool-hook | Install vfpool again with `yum reinstall -y \
-           vfpool`",
-        ],
+        &["failure hook: The hook's program is not there | /usr/sbin/vfpool-hook | Install vfpool again with `yum \
+           reinstall -y vfpool`"],
     );
 }
 
@@ -448,10 +450,9 @@ fn a_hook_of_somebody_else() {
     mode(&host, HOOK, 0o755);
     expect(
         &host,
-        &[
-            "failure hook: libvirt's hook is another one, so that a guest's devices are taken without us | /etc/libvirt/hooks/qemu \
-           is not /usr/sbin/vfpool-hook | Run `vfpool hook install && systemctl reload libvirtd`: that one is kept, and called after it",
-        ],
+        &["failure hook: libvirt's hook is another one, so that a guest's devices are taken without us | \
+           /etc/libvirt/hooks/qemu is not /usr/sbin/vfpool-hook | Run `vfpool hook install && systemctl reload \
+           libvirtd`: that one is kept, and called after it"],
     );
     host.put(HOOK, "#!/bin/sh\nexec /usr/sbin/vfpool-hook \"$@\"\n");
     mode(&host, HOOK, 0o755);
@@ -538,11 +539,9 @@ fn a_hook_with_a_wrong_label() {
     host.put("sys/fs/selinux/enforce", "1");
     expect(
         &host,
-        &[
-            "failure hook: The hook has a label with which SELinux may keep libvirt from running it | restorecon -nv: Would relabel \
-           /etc/libvirt/hooks/qemu from unconfined_u:object_r:user_tmp_t:s0 to system_u:object_r:virt_hook_exec_t:s0 | Run \
-           `restorecon -v /etc/libvirt/hooks/qemu /usr/sbin/vfpool-hook`",
-        ],
+        &["failure hook: The hook has a label with which SELinux may keep libvirt from running it | restorecon -nv: \
+           Would relabel /etc/libvirt/hooks/qemu from unconfined_u:object_r:user_tmp_t:s0 to \
+           system_u:object_r:virt_hook_exec_t:s0 | Run `restorecon -v /etc/libvirt/hooks/qemu /usr/sbin/vfpool-hook`"],
     );
     fs::remove_file(host.path("sbin/restorecon")).unwrap();
     host.program("restorecon", "true");
@@ -567,16 +566,18 @@ fn units_that_do_not_work() {
     expect(
         &host,
         &[
-            "failure units: vfpool-setup.service is not enabled | /etc/systemd/system/multi-user.target.wants/vfpool-setup.service | \
-             Run `systemctl enable --now vfpool-setup.service`",
-            "failure units: vfpool-setup.path is not installed | /usr/lib/systemd/system/vfpool-setup.path | Install vfpool again \
-             with `yum reinstall -y vfpool`",
-            "failure units: vfpool-reconcile.path is masked | /etc/systemd/system/vfpool-reconcile.path | Run `systemctl unmask \
-             vfpool-reconcile.path && systemctl enable --now vfpool-reconcile.path`",
-            "failure units: vfpool-definitions.path is enabled and does not watch | systemctl: ActiveState=inactive | Run \
-             `systemctl enable --now vfpool-definitions.path`",
-            "warning units: The last run of vfpool-reconcile.service failed | systemctl: Result=exit-code | Read `journalctl -u \
-             vfpool-reconcile.service`, mend what it tells, then run `systemctl start vfpool-reconcile.service`",
+            "failure units: vfpool-setup.service is not enabled | \
+             /etc/systemd/system/multi-user.target.wants/vfpool-setup.service | Run `systemctl enable --now \
+             vfpool-setup.service`",
+            "failure units: vfpool-setup.path is not installed | /usr/lib/systemd/system/vfpool-setup.path | Install \
+             vfpool again with `yum reinstall -y vfpool`",
+            "failure units: vfpool-reconcile.path is masked | /etc/systemd/system/vfpool-reconcile.path | Run \
+             `systemctl unmask vfpool-reconcile.path && systemctl enable --now vfpool-reconcile.path`",
+            "failure units: vfpool-definitions.path is enabled and does not watch | systemctl: ActiveState=inactive | \
+             Run `systemctl enable --now vfpool-definitions.path`",
+            "warning units: The last run of vfpool-reconcile.service failed | systemctl: Result=exit-code | Read \
+             `journalctl -u vfpool-reconcile.service`, mend what it tells, then run `systemctl start \
+             vfpool-reconcile.service`",
         ],
     );
 }
@@ -602,10 +603,8 @@ fn udev_that_does_not_tell() {
     fs::remove_file(host.path("usr/lib/udev/rules.d/60-vfpool.rules")).unwrap();
     expect(
         &host,
-        &[
-            "failure udev: udev does not tell us of new PFs and VFs | /usr/lib/udev/rules.d/60-vfpool.rules is not there | Install \
-           vfpool again with `yum reinstall -y vfpool`, then run `udevadm control --reload`",
-        ],
+        &["failure udev: udev does not tell us of new PFs and VFs | /usr/lib/udev/rules.d/60-vfpool.rules is not \
+           there | Install vfpool again with `yum reinstall -y vfpool`, then run `udevadm control --reload`"],
     );
 }
 
@@ -622,27 +621,24 @@ fn the_states_folder() {
     expect(
         &host,
         &[&format!(
-            "failure state: /run/vfpool/queue/setup is not there: leases and work to do have no place | No such file or directory \
-             (os error 2) | {cure}"
+            "failure state: /run/vfpool/queue/setup is not there: leases and work to do have no place | No such file \
+             or directory (os error 2) | {cure}"
         )],
     );
     fs::remove_dir_all(host.path("run/vfpool")).unwrap();
     symlink("/tmp", host.path("run/vfpool")).unwrap();
     expect(
         &host,
-        &[
-            "failure state: /run/vfpool is no folder | /run/vfpool | Run `rm /run/vfpool && systemd-tmpfiles --create vfpool.conf`",
-        ],
+        &["failure state: /run/vfpool is no folder | /run/vfpool | Run `rm /run/vfpool && systemd-tmpfiles --create \
+             vfpool.conf`"],
     );
     let host = ready();
     host.put("run/vfpool/attention/we\nb", "0000:01:10.0 is stuck");
     fs::rename(host.path("run/vfpool/attention/we\nb"), host.path("run/vfpool/attention/we%0Ab")).unwrap();
     expect(
         &host,
-        &[
-            "warning leases: Not everything that guest 'we\\nb' had could be given back: 0000:01:10.0 is stuck |  | Run `vfpool \
-           reconcile`",
-        ],
+        &["warning leases: Not everything that guest 'we\\nb' had could be given back: 0000:01:10.0 is stuck |  | \
+           Run `vfpool reconcile`"],
     );
 }
 
@@ -655,7 +651,8 @@ fn pfs_and_vfs() {
     expect(
         &host,
         &[&format!(
-            "failure pf: PF {PF} is down (eth3), so that its VFs have no link | /sys/class/net/eth3/flags | Run `vfpool setup {PF}`"
+            "failure pf: PF {PF} is down (eth3), so that its VFs have no link | /sys/class/net/eth3/flags | Run \
+             `vfpool setup {PF}`"
         )],
     );
     host.put("sys/class/net/eth3/flags", "0x1003\n");
@@ -664,8 +661,8 @@ fn pfs_and_vfs() {
     expect(
         &host,
         &[&format!(
-            "warning vfs: 2 of the 3 VFs of PF {PF} are not on vfio-pci; {} is on igbvf | /sys/bus/pci/devices/{}/driver | Run \
-             `vfpool setup {PF}`",
+            "warning vfs: 2 of the 3 VFs of PF {PF} are not on vfio-pci; {} is on igbvf | \
+             /sys/bus/pci/devices/{}/driver | Run `vfpool setup {PF}`",
             vf(1),
             vf(1)
         )],
@@ -681,11 +678,12 @@ fn pfs_and_vfs() {
         let line = line.replace("'eth3'", &format!("'eth3' vfs='{vfs}'"));
         let expected = match vfs {
             "2" => vec![format!(
-                "{state} vfs: PF {PF} has 3 VFs, and {line} asks for 2 | {folder}/sriov_numvfs is 3 | Run `vfpool setup {PF}`"
+                "{state} vfs: PF {PF} has 3 VFs, and {line} asks for 2 | {folder}/sriov_numvfs is 3 | Run `vfpool \
+                 setup {PF}`"
             )],
             "70" => vec![format!(
-                "{state} vfs: PF {PF} cannot have 70 VFs, as {line} asks for | {folder}/sriov_totalvfs is 3 | Ask for vfs='max' there, \
-                 or allow more in the card's firmware, then run `vfpool setup {PF}`"
+                "{state} vfs: PF {PF} cannot have 70 VFs, as {line} asks for | {folder}/sriov_totalvfs is 3 | Ask for \
+                 vfs='max' there, or allow more in the card's firmware, then run `vfpool setup {PF}`"
             )],
             _ => Vec::new(),
         };
@@ -697,7 +695,8 @@ fn pfs_and_vfs() {
     expect(
         &host,
         &[&format!(
-            "failure vfs: PF {PF} has 0 VFs, and {line} asks for 3 | {folder}/sriov_numvfs is 0 | Run `vfpool setup {PF}`"
+            "failure vfs: PF {PF} has 0 VFs, and {line} asks for 3 | {folder}/sriov_numvfs is 0 | Run `vfpool setup \
+             {PF}`"
         )],
     );
     host.move_to(PF, None);
@@ -706,7 +705,8 @@ fn pfs_and_vfs() {
         found[0],
         format!(
             "failure pf: PF {PF} is on no driver, and only its own driver makes VFs | {folder}/driver | Run `[ ! -e \
-             {folder}/driver_override ] || echo >{folder}/driver_override; echo {PF} >/sys/bus/pci/drivers_probe; udevadm settle; vfpool setup {PF}`"
+             {folder}/driver_override ] || echo >{folder}/driver_override; echo {PF} >/sys/bus/pci/drivers_probe; \
+             udevadm settle; vfpool setup {PF}`"
         )
     );
     host.move_to(PF, Some("vfio-pci"));
@@ -734,11 +734,11 @@ fn lines_and_files_of_pools() {
     let starts = [
         "failure settings: Cannot use /etc/vfpool/host.xml: ",
         "failure pool: Cannot use /etc/vfpool/pools.d/broken.xml: it is no XML at line 1: ",
-        "failure pool: Cannot use <pf address='01:00.0'> in /etc/vfpool/pools.d/other.xml line 1 (pool 'other'): 0000:01:00.0 is \
-         listed already by <pf dev='eth3'> in /etc/vfpool/pools.d/net.xml line 1 of pool 'net' | \
+        "failure pool: Cannot use <pf address='01:00.0'> in /etc/vfpool/pools.d/other.xml line 1 (pool 'other'): \
+         0000:01:00.0 is listed already by <pf dev='eth3'> in /etc/vfpool/pools.d/net.xml line 1 of pool 'net' | \
          /etc/vfpool/pools.d/other.xml | Remove one of the two",
-        "failure pool: Cannot use <pf address='02:00.0'> in /etc/vfpool/pools.d/third.xml line 1 (pool 'third'): 0000:02:00.0 has no \
-         SR-IOV | /etc/vfpool/pools.d/third.xml | Switch it on in the firmware",
+        "failure pool: Cannot use <pf address='02:00.0'> in /etc/vfpool/pools.d/third.xml line 1 (pool 'third'): \
+         0000:02:00.0 has no SR-IOV | /etc/vfpool/pools.d/third.xml | Switch it on in the firmware",
     ];
     assert_eq!(found.len(), starts.len(), "{found:#?}");
     for (found, start) in found.iter().zip(starts) {
@@ -749,9 +749,8 @@ fn lines_and_files_of_pools() {
     fs::remove_file(host.path("etc/vfpool/pools.d/net.xml")).unwrap();
     expect(
         &host,
-        &[
-            "note pool: There are no pools; guests have the devices that they name, and nothing more | /etc/vfpool/pools.d is empty | ",
-        ],
+        &["note pool: There are no pools; guests have the devices that they name, and nothing more | \
+             /etc/vfpool/pools.d is empty | "],
     );
 }
 
@@ -766,17 +765,19 @@ fn groups_that_are_shared() {
     expect(
         &host,
         &[&format!(
-            "warning group: Pool 'pair' can serve one guest only at a time: its 2 devices share 1 IOMMU group, as no port between \
-             them has ACS, and a group goes to one guest | /sys/kernel/iommu_groups/30/devices | {acs}, or live with that"
+            "warning group: Pool 'pair' can serve one guest only at a time: its 2 devices share 1 IOMMU group, as no \
+             port between them has ACS, and a group goes to one guest | /sys/kernel/iommu_groups/30/devices | {acs}, \
+             or live with that"
         )],
     );
     // A sibling that the host needs; what the pool has, libvirt takes although it has an address.
     host.netdev("0000:02:00.1", "em2", true, &["192.0.2.7"]);
     assert!(wrong(&host)[0].starts_with("warning group"), "{:?}", wrong(&host));
     host.pool("pair", &at(0));
-    let refused = "failure group: No guest can have 0000:02:00.0 of pool 'pair': the host uses 0000:02:00.1 of the same IOMMU group 30: \
-                   em2 is up and has the address 192.0.2.7 | /sys/kernel/iommu_groups/30/devices | Take em2 down or its address away, \
-                   or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml";
+    let refused = "failure group: No guest can have 0000:02:00.0 of pool 'pair': the host uses 0000:02:00.1 of the \
+                   same IOMMU group 30: em2 is up and has the address 192.0.2.7 | /sys/kernel/iommu_groups/30/devices \
+                   | Take em2 down or its address away, or allow it with <allow address='0000:02:00.1'/> in \
+                   /etc/vfpool/host.xml";
     expect(&host, &[refused]);
     host.settings("<allow address='02:00.1'/>");
     expect(&host, &[]);
@@ -784,10 +785,8 @@ fn groups_that_are_shared() {
     host.add(Device::new("0000:02:00.2").group(30).class(0x06_0100).driver("e1000e"));
     expect(
         &host,
-        &[
-            "failure group: No guest can have 0000:02:00.0 of pool 'pair': the host's bridge 0000:02:00.2 is in the same IOMMU group \
-           30 | /sys/kernel/iommu_groups/30/devices | Put the card into another slot",
-        ],
+        &["failure group: No guest can have 0000:02:00.0 of pool 'pair': the host's bridge 0000:02:00.2 is in the \
+           same IOMMU group 30 | /sys/kernel/iommu_groups/30/devices | Put the card into another slot"],
     );
     // PF and VFs in one.
     let host = ready();
@@ -798,9 +797,10 @@ fn groups_that_are_shared() {
     expect(
         &host,
         &[&format!(
-            "failure group: No guest can have 0000:03:10.0 and 1 more of pool 'one': the PF 0000:03:00.0 is in the same IOMMU group \
-             40, as no port between them has ACS; it would go to the guest, too, and the VFs would vanish | \
-             /sys/kernel/iommu_groups/40/devices | {acs}, or list the PF itself, as <address>, in /etc/vfpool/pools.d/one.xml"
+            "failure group: No guest can have 0000:03:10.0 and 1 more of pool 'one': the PF 0000:03:00.0 is in the \
+             same IOMMU group 40, as no port between them has ACS; it would go to the guest, too, and the VFs would \
+             vanish | /sys/kernel/iommu_groups/40/devices | {acs}, or list the PF itself, as <address>, in \
+             /etc/vfpool/pools.d/one.xml"
         )],
     );
 }
@@ -814,9 +814,9 @@ fn networks_of_libvirt_with_the_same_devices() {
     );
     let warning = |command: &str| {
         format!(
-            "warning network: libvirt's network 'it's' and pool 'net' both have VFs of the PF eth3, so a guest of one may get what a \
-             guest of the other is to have | /etc/libvirt/qemu/networks | Use the pool in the network's place and run `{command}`, or \
-             take VFs of the PF eth3 out of /etc/vfpool/pools.d/net.xml"
+            "warning network: libvirt's network 'it's' and pool 'net' both have VFs of the PF eth3, so a guest of one \
+             may get what a guest of the other is to have | /etc/libvirt/qemu/networks | Use the pool in the network's \
+             place and run `{command}`, or take VFs of the PF eth3 out of /etc/vfpool/pools.d/net.xml"
         )
     };
     let undefine = r"virsh net-undefine 'it'\''s'";
@@ -842,28 +842,28 @@ fn requests_of_guests() {
         &host,
         &[
             &format!(
-                "failure request: Guest 'g2' cannot start: it asks for a device of pool 'no ne'. There is no pool 'no ne': \
-                 /etc/vfpool/pools.d has 'net' | {} | Make that pool in /etc/vfpool/pools.d, or take the device away: run `vfpool \
-                 detach g2 'no ne' 0000:00:05.0 --config`",
+                "failure request: Guest 'g2' cannot start: it asks for a device of pool 'no ne'. There is no pool 'no \
+                 ne': /etc/vfpool/pools.d has 'net' | {} | Make that pool in /etc/vfpool/pools.d, or take the device \
+                 away: run `vfpool detach g2 'no ne' 0000:00:05.0 --config`",
                 file("g2")
             ),
             &format!(
-                "warning request: Guest 'g3' asks pool 'net' for a device at 0000:00:09.0, where it has none | {} | Run `vfpool \
-                 detach g3 net 0000:00:09.0 --config`",
+                "warning request: Guest 'g3' asks pool 'net' for a device at 0000:00:09.0, where it has none | {} | \
+                 Run `vfpool detach g3 net 0000:00:09.0 --config`",
                 file("g3")
             ),
             &format!(
-                "warning request: Guest 'g4' points at 0000:77:00.0, which is no device of pool 'net' on this host | {} | Run \
-                 `vfpool reconcile`",
+                "warning request: Guest 'g4' points at 0000:77:00.0, which is no device of pool 'net' on this host | \
+                 {} | Run `vfpool reconcile`",
                 file("g4")
             ),
             &format!(
-                "warning request: Guest 'g5': its device of pool 'net' was not pointed at a free one to the end | {} | Run `vfpool \
-                 reconcile`",
+                "warning request: Guest 'g5': its device of pool 'net' was not pointed at a free one to the end | {} | \
+                 Run `vfpool reconcile`",
                 file("g5")
             ),
-            "warning guest: The definition of guest 'g6' cannot be read: The domain XML is cut off: <devices> is not closed |  | Mend \
-             it with `virsh edit g6`",
+            "warning guest: The definition of guest 'g6' cannot be read: The domain XML is cut off: <devices> is not \
+             closed |  | Mend it with `virsh edit g6`",
         ],
     );
 }
@@ -887,9 +887,9 @@ fn devices_that_guests_name() {
         "web",
         &definition("web", &[], &[hostdev_at("0000:02:00.0", 0, ""), hostdev_at("0000:66:00.0", 1, "")]),
     );
-    let sibling = "failure guest: Guest 'web' cannot start: the host uses 0000:02:00.1 of the same IOMMU group 30: em2 is up and has \
-                   the address 192.0.2.7 | /etc/libvirt/qemu/web.xml | Take em2 down or its address away, or allow it with <allow \
-                   address='0000:02:00.1'/> in /etc/vfpool/host.xml";
+    let sibling = "failure guest: Guest 'web' cannot start: the host uses 0000:02:00.1 of the same IOMMU group 30: em2 \
+                   is up and has the address 192.0.2.7 | /etc/libvirt/qemu/web.xml | Take em2 down or its address \
+                   away, or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml";
     let missing = "failure guest: Guest 'web' cannot start: there is no PCI device 0000:66:00.0 on this host | \
                    /etc/libvirt/qemu/web.xml | See `lspci -D`, and correct it with `virsh edit web`";
     expect(&host, &[sibling, missing]);
@@ -925,11 +925,13 @@ fn memory_that_cannot_be_locked() {
     for (limit, what) in [
         (
             "65535",
-            "failure memory: Guest 'web': it cannot start with its PCI device, which needs all of the guest's memory locked",
+            "failure memory: Guest 'web': it cannot start with its PCI device, which needs all of the guest's memory \
+             locked",
         ),
         (
             "65536",
-            "warning memory: Guest 'web': QEMU may not start with its PCI device, which needs more locked than the guest's memory",
+            "warning memory: Guest 'web': QEMU may not start with its PCI device, which needs more locked than the \
+             guest's memory",
         ),
     ] {
         host.define("web", &with(limit));

@@ -113,8 +113,8 @@ fn what_libvirt_cannot_tell_apart_is_left_to_the_admin() {
         let xml = definition("web", &requests, &two);
         host.define("web", &xml);
         host.define("zoo", &asking("zoo", &vf(5)));
-        let reason = "guest 'web': its definition has 0000:01:10.0 twice, and libvirt does not tell the two apart. Give one of \
-                      them another address with `virsh edit`";
+        let reason = "guest 'web': its definition has 0000:01:10.0 twice, and libvirt does not tell the two apart. \
+                      Give one of them another address with `virsh edit`";
         host.reconcile().refused(reason);
         host.vfpool(&["detach", "web", "net", &slot(1), "--config"]).refused(reason);
         assert_eq!(host.definition("web"), xml, "it would detach the first, and that is perhaps the other one");
@@ -255,8 +255,8 @@ fn an_edit_between_any_two_steps_is_kept() {
             "    <b:note xmlns:b=\"urn:b\">x</b:note>\n    <vfpool:request",
         ),
         (
-            "printf '<interface type=\"user\"><mac address=\"52:54:00:bb:00:01\"/></interface>' | usr/bin/virsh attach-device web \
-             /dev/stdin --config",
+            "printf '<interface type=\"user\"><mac address=\"52:54:00:bb:00:01\"/></interface>' | usr/bin/virsh \
+             attach-device web /dev/stdin --config",
             "",
             "52:54:00:bb:00:01",
         ),
@@ -297,8 +297,8 @@ fn a_device_that_the_admin_takes_away_meanwhile_stays_away() {
             // Whichever device it points at by then; nothing if it is just being moved.
             let element = if matches!(shape, Shape::Interface) { "interface" } else { "hostdev" };
             let cut = format!(
-                "grep -q '^    <{element}' etc/libvirt/qemu/web.xml || exit 0; touch removed; sed -i '/^    <{element}/,/^    \
-                 <.{element}>/d' etc/libvirt/qemu/web.xml"
+                "grep -q '^    <{element}' etc/libvirt/qemu/web.xml || exit 0; touch removed; sed -i '/^    \
+                 <{element}/,/^    <.{element}>/d' etc/libvirt/qemu/web.xml"
             );
             host.virsh_faults(&format!("{number} sh {cut}"));
             let first = host.reconcile();

@@ -60,8 +60,7 @@ fn quoted(text: &str) -> String {
 #[test]
 fn requests() {
     let host = Host::with_vfs(3);
-    host.define("db", &asking("db", &vf(0)));
-    host.runs("db");
+    host.runs_with("db", &vf(0));
     let fixed = hostdev_at(&vf(1), 0, "");
     host.define("web", &definition("web", &[], std::slice::from_ref(&fixed)));
     let flat = |text: &str| text.lines().map(str::trim).collect::<String>();
@@ -128,8 +127,7 @@ fn hot_plug_with_its_group() {
 #[test]
 fn starts_and_what_they_take() {
     let host = Host::with_vfs(3);
-    host.define("db", &asking("db", &vf(0)));
-    host.runs("db");
+    host.runs_with("db", &vf(0));
     host.define("web", &asking("web", &vf(0)));
     let lines = told(&host, &["start", "web", "--paused"]);
     assert_eq!(lines[0], "guest 'web': 0000:01:10.1 of pool 'net' for this boot (its definition has 0000:01:10.0)");
@@ -189,8 +187,7 @@ fn setup_and_its_vfs() {
 #[test]
 fn reconcile_and_release() {
     let host = Host::with_vfs(4);
-    host.define("db", &asking("db", &vf(0)));
-    host.runs("db");
+    host.runs_with("db", &vf(0));
     host.define("web", &asking("web", &vf(0)));
     host.define("nic", &definition("nic", &[("net", 0)], &[interface_at(&vf(0), 0)]));
     let lines = told(&host, &["reconcile"]);

@@ -1,4 +1,5 @@
-//! `vfpool explain`: what it says of devices and guests, that it is what the hook then does, and that it changes nothing.
+//! `vfpool explain`: what it says of devices and guests, that it is what the hook then does, and that it changes
+//! nothing.
 
 use fakehost::{
     Device, FIRST, Guest, Host, Outcome, PF, SECOND, asking, definition, domain, domain_with, group, hostdev,
@@ -24,7 +25,8 @@ fn json(host: &Host, name: &str) -> Value {
     serde_json::from_str(&explained(host, &[name, "--json"])).unwrap()
 }
 
-/// Prepares a guest, and proves that `explain` has foretold it right before: a refusal byte for byte, or else each write.
+/// Prepares a guest, and proves that `explain` has foretold it right before: a refusal byte for byte, or else each
+/// write.
 #[track_caller]
 pub(crate) fn prepare_as_foretold(guest: &Guest) -> Outcome {
     let Guest { host, name, xml, .. } = guest;
@@ -193,20 +195,21 @@ fn a_device_that_the_host_needs() {
     says(
         &host,
         FIRST,
-        r"0000:02:00.0  8086:10d3 network (class 0x020000)
+        "0000:02:00.0  8086:10d3 network (class 0x020000)
   driver        e1000e
   option ROM    no
   IOMMU group   8, with
     0000:02:00.1  e1000e     needed: it carries the default route (enp2s0f1)
   verdict       not free
 a guest with it would be refused:
-  Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): it carries the default route (enp2s0f1). Move the route to another interface, or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml
+  Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): it carries the default route (enp2s0f1). Move the route to \
+          another interface, or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml
 ",
     );
     says(
         &host,
         SECOND,
-        r"0000:02:00.1  8086:10d3 network (class 0x020000)
+        "0000:02:00.1  8086:10d3 network (class 0x020000)
   driver        e1000e
   interface     enp2s0f1
   option ROM    no
@@ -215,7 +218,8 @@ a guest with it would be refused:
   used          it carries the default route (enp2s0f1)
   verdict       not free
 a guest with it would be refused:
-  Cannot detach 0000:02:00.1: it carries the default route (enp2s0f1). Move the route to another interface, or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml
+  Cannot detach 0000:02:00.1: it carries the default route (enp2s0f1). Move the route to another interface, or allow \
+          it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml
 ",
     );
     host.settings("<allow address='02:00.1'/>");
@@ -350,7 +354,7 @@ fn who_uses_it_without_a_lease() {
     says(
         &host,
         &vf(0),
-        r"0000:01:10.0  8086:10ca network (class 0x020000)
+        "0000:01:10.0  8086:10ca network (class 0x020000)
   driver        vfio-pci
   VF of         0000:01:00.0
   option ROM    no
@@ -359,7 +363,8 @@ fn who_uses_it_without_a_lease() {
   used          process 4711 (qemu-kvm) uses it through VFIO; it is guest 'other'
   verdict       not free
 a guest with it would be refused:
-  0000:01:10.0 is not free: process 4711 (qemu-kvm) uses it through VFIO. Stop process 4711 (qemu-kvm) first, or use another device
+  0000:01:10.0 is not free: process 4711 (qemu-kvm) uses it through VFIO. Stop process 4711 (qemu-kvm) first, or use \
+          another device
 ",
     );
     host.process(4712, 1, 5);
@@ -368,7 +373,7 @@ a guest with it would be refused:
     says(
         &host,
         &vf(1),
-        r"0000:01:10.1  8086:10ca network (class 0x020000)
+        "0000:01:10.1  8086:10ca network (class 0x020000)
   driver        vfio-pci
   VF of         0000:01:00.0
   option ROM    no
@@ -377,7 +382,8 @@ a guest with it would be refused:
   used          process 4712 (qemu-kvm) uses it through VFIO
   verdict       not free
 a guest with it would be refused:
-  0000:01:10.1 is not free: process 4712 (qemu-kvm) uses it through VFIO. Stop process 4712 (qemu-kvm) first, or use another device
+  0000:01:10.1 is not free: process 4712 (qemu-kvm) uses it through VFIO. Stop process 4712 (qemu-kvm) first, or use \
+          another device
 ",
     );
 }
@@ -424,44 +430,27 @@ and at its stop:
   0000:02:00.1  give back to e1000e (sibling)
 ",
     );
-    says(
-        &host,
-        "web",
-        r"guest 'web' is shut off
-  lease         pending
-  device        0000:02:00.0 (hostdev): free
-first, what guest 'web' has left would be given back:
+    let starts = |guest: &str, device: &str, sibling: &str| {
+        format!(
+            r"first, what guest 'web' has left would be given back:
   0000:02:00.0  give back to e1000e
   0000:02:00.1  give back to e1000e (sibling)
-`virsh start web` would:
-  0000:02:00.1  set driver_override to vfio-pci (sibling)
-  0000:02:00.1  unbind from e1000e (sibling)
-  0000:02:00.1  offer to vfio-pci (sibling)
-  0000:02:00.0  libvirt: bind to vfio-pci
+`virsh start {guest}` would:
+  {sibling}  set driver_override to vfio-pci (sibling)
+  {sibling}  unbind from e1000e (sibling)
+  {sibling}  offer to vfio-pci (sibling)
+  {device}  libvirt: bind to vfio-pci
 and at its stop:
-  0000:02:00.0  libvirt: give back to e1000e
-  0000:02:00.1  give back to e1000e (sibling)
-",
-    );
+  {device}  libvirt: give back to e1000e
+  {sibling}  give back to e1000e (sibling)
+"
+        )
+    };
+    let web = "guest 'web' is shut off\n  lease         pending\n  device        0000:02:00.0 (hostdev): free\n";
+    says(&host, "web", &format!("{web}{}", starts("web", FIRST, SECOND)));
     host.define("db", &domain_with("db", &[SECOND]));
-    says(
-        &host,
-        "db",
-        r"guest 'db' is shut off
-  device        0000:02:00.1 (hostdev): free
-first, what guest 'web' has left would be given back:
-  0000:02:00.0  give back to e1000e
-  0000:02:00.1  give back to e1000e (sibling)
-`virsh start db` would:
-  0000:02:00.0  set driver_override to vfio-pci (sibling)
-  0000:02:00.0  unbind from e1000e (sibling)
-  0000:02:00.0  offer to vfio-pci (sibling)
-  0000:02:00.1  libvirt: bind to vfio-pci
-and at its stop:
-  0000:02:00.1  libvirt: give back to e1000e
-  0000:02:00.0  give back to e1000e (sibling)
-",
-    );
+    let db = "guest 'db' is shut off\n  device        0000:02:00.1 (hostdev): free\n";
+    says(&host, "db", &format!("{db}{}", starts("db", SECOND, FIRST)));
     prepare_as_foretold(&host.guest("db", SECOND)).ok();
 }
 
@@ -494,17 +483,17 @@ and at its stop:
   0000:01:10.0  of pool 'net'
 ",
     );
-    host.define("db", &asking("db", &vf(0)));
-    host.runs("db");
+    host.runs_with("db", &vf(0));
     says(
         &host,
         "web",
-        r"guest 'web' is shut off
+        "guest 'web' is shut off
   device        0000:01:10.0 (interface, pool 'net'): not free
   device        0000:02:00.0 (hostdev): free
   warning       guest 'web' asks pool 'net' for a device at 0000:00:0c.0, where it has none; see `vfpool detach`
 `virsh start web` would be refused:
-  vfpool: guest 'web': 0000:01:10.0 is not free: guest 'db' has it. 0000:01:10.1 of pool 'net' is free, and it will be pointed at a free one: start it again in a moment, or run `vfpool start web`
+  vfpool: guest 'web': 0000:01:10.0 is not free: guest 'db' has it. 0000:01:10.1 of pool 'net' is free, and it will be \
+          pointed at a free one: start it again in a moment, or run `vfpool start web`
 `vfpool start web` would choose:
   0000:01:10.1  of pool 'net'
 ",
@@ -535,23 +524,26 @@ at its stop:
     says(
         &host,
         "moving",
-        r"guest 'moving' is shut off
+        "guest 'moving' is shut off
   device        0000:01:10.0 (hostdev): not free
                 0000:01:10.0 is not free: guest 'db' has it. Stop 'db' first, or use another device
 `virsh start moving` would be refused:
-  vfpool: guest 'moving': its device of pool 'net' (in the guest at 0000:00:06.0) is just being pointed at a free one. Start it again in a moment; if that does not help, run `vfpool reconcile`
+  vfpool: guest 'moving': its device of pool 'net' (in the guest at 0000:00:06.0) is just being pointed at a free one. \
+          Start it again in a moment; if that does not help, run `vfpool reconcile`
 `vfpool start moving` would be refused:
-  vfpool: guest 'moving': its device of pool 'net' (in the guest at 0000:00:06.0) is just being pointed at a free one. Start it again in a moment; if that does not help, run `vfpool reconcile`
+  vfpool: guest 'moving': its device of pool 'net' (in the guest at 0000:00:06.0) is just being pointed at a free one. \
+          Start it again in a moment; if that does not help, run `vfpool reconcile`
 ",
     );
     host.put("etc/libvirt/qemu/broken.xml", "<domain");
     says(
         &host,
         "broken",
-        r"guest 'broken' is shut off
+        "guest 'broken' is shut off
   devices       none of PCI
 `virsh start broken` would be refused:
-  vfpool: guest 'broken': The domain XML is wrong at line 1: syntax error: tag not closed: `>` not found before end of input
+  vfpool: guest 'broken': The domain XML is wrong at line 1: syntax error: tag not closed: `>` not found before end of \
+          input
 ",
     );
     host.put("var/lib/libvirt/qemu/save/web.save", &xml);
@@ -699,13 +691,14 @@ fn the_document_of_a_device() {
 #[test]
 fn the_document_of_what_is_not_free() {
     let host = Host::with_vfs(2);
-    host.define("db", &asking("db", &vf(0)));
-    host.runs("db");
+    host.runs_with("db", &vf(0));
     host.define("web", &asking("web", &vf(0)));
+    let refusal = "0000:01:10.0 is not free: guest 'db' has it. 0000:01:10.1 of pool 'net' is free, and it will be \
+                   pointed at a free one: start it again in a moment, or run `vfpool start web`";
     document(
         &host,
         "web",
-        r#"{
+        &r#"{
   "version": 1,
   "guest": {
     "name": "web",
@@ -724,7 +717,7 @@ fn the_document_of_what_is_not_free() {
     ],
     "start": {
       "verdict": "refused",
-      "refusal": "0000:01:10.0 is not free: guest 'db' has it. 0000:01:10.1 of pool 'net' is free, and it will be pointed at a free one: start it again in a moment, or run `vfpool start web`"
+      "refusal": "REFUSAL"
     },
     "chosen": {
       "devices": [
@@ -737,7 +730,8 @@ fn the_document_of_what_is_not_free() {
     }
   }
 }
-"#,
+"#
+        .replace("REFUSAL", refusal),
     );
     document(
         &host,
@@ -787,8 +781,8 @@ fn names_that_cannot_be_explained() {
     host.put("sys/class/net/br0/flags", "0x1003\n");
     let nothing = |name: &str| {
         format!(
-            "'{name}' is no PCI device, no network interface of one, and no guest of this host; see `lspci -D`, `ip link` and \
-             `virsh list --all`"
+            "'{name}' is no PCI device, no network interface of one, and no guest of this host; see `lspci -D`, `ip \
+             link` and `virsh list --all`"
         )
     };
     let long = "x".repeat(300);
@@ -797,7 +791,8 @@ fn names_that_cannot_be_explained() {
     }
     host.vfpool(&["explain", "a\nb\u{1b}[2J"]).refused(&nothing("a\\nb\\u{1b}[2J"));
     host.vfpool(&["explain", "0000:0b:00.0"]).refused(
-        "there is no PCI device 0000:0b:00.0 on this host. See `lspci -D` for what there is; a guest is corrected with `virsh edit`",
+        "there is no PCI device 0000:0b:00.0 on this host. See `lspci -D` for what there is; a guest is corrected with \
+         `virsh edit`",
     );
     host.vfpool(&["explain", "eth3"]).refused(
         "'eth3' is a guest, and the device 0000:01:00.0, too. Say `vfpool explain --guest eth3`, or `vfpool explain \
@@ -830,11 +825,12 @@ fn a_vf_that_is_not_there() {
     let host = Host::with_vfs(2);
     host.guest("db", PF).prepare().ok();
     host.vfpool(&["explain", &vf(0)]).refused(
-        "0000:01:10.0 is not there as long as guest 'db' has the PF that it belongs to. Stop 'db' first, or use another \
-         device",
+        "0000:01:10.0 is not there as long as guest 'db' has the PF that it belongs to. Stop 'db' first, or use \
+         another device",
     );
     host.libvirtd_dies();
     host.vfpool(&["explain", &vf(0)]).refused(
-        "0000:01:10.0 is not there, as guest 'db', which is gone, has left the PF that it belongs to. Run `vfpool reconcile`",
+        "0000:01:10.0 is not there, as guest 'db', which is gone, has left the PF that it belongs to. Run `vfpool \
+         reconcile`",
     );
 }

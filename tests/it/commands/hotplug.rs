@@ -100,8 +100,7 @@ fn live_and_config_are_one_device() {
         // After the next start it still is one of the pool.
         host.stops("web");
         assert_eq!(host.recorded("leases"), ["db"]);
-        host.define("mail", &asking("mail", &vf(1)));
-        host.runs("mail");
+        host.runs_with("mail", &vf(1));
         host.reconcile().ok();
         assert_eq!(host.points_at("web"), [vf(2)]);
         host.runs("web");
@@ -131,8 +130,8 @@ fn a_guest_keeps_its_device_until_its_system_agrees() {
     host.put("hw/keeps-devices/web", "");
     let detach = ["detach", "web", "net", "--live", "--config", "--force"];
     host.vfpool(&detach).refused(
-        "guest 'web': it has not let go of 0000:01:10.1 within 1 s, and keeps it: its system has to agree to a hot-unplug. Should \
-         it do so later, run `vfpool reconcile` then",
+        "guest 'web': it has not let go of 0000:01:10.1 within 1 s, and keeps it: its system has to agree to a \
+         hot-unplug. Should it do so later, run `vfpool reconcile` then",
     );
     assert_eq!((host.definition("web"), lease(&host, "web")), (definition, held));
     has(&host, "web", &[vf(1)]);
@@ -387,8 +386,8 @@ fn what_cannot_be_plugged_is_told() {
     }
     let before = host.snapshot();
     attach("web").refused(
-        "guest 'web': no device of pool 'net' is free: 0000:01:10.0 (guest 'db'), 0000:01:10.1 (guest 'g1'), 0000:01:10.2 \
-         (guest 'g2'), 0000:01:10.3 (guest 'g3'). Stop one of these first",
+        "guest 'web': no device of pool 'net' is free: 0000:01:10.0 (guest 'db'), 0000:01:10.1 (guest 'g1'), \
+         0000:01:10.2 (guest 'g2'), 0000:01:10.3 (guest 'g3'). Stop one of these first",
     );
     host.assert_as(&before, "after refusals");
     assert_eq!(host.recorded("leases"), ["db", "g1", "g2", "g3"]);
@@ -396,8 +395,10 @@ fn what_cannot_be_plugged_is_told() {
     let host = pair();
     host.netdev("0000:02:00.1", "eth9", true, &["192.0.2.7"]);
     let before = host.snapshot();
-    host.vfpool(&["attach", "web", "nics", "--live"])
-        .refused("guest 'web': no device of pool 'nics' is free: 0000:02:00.0 (eth9 is up and has the address 192.0.2.7). Stop one of these first");
+    host.vfpool(&["attach", "web", "nics", "--live"]).refused(
+        "guest 'web': no device of pool 'nics' is free: 0000:02:00.0 (eth9 is up and has the address \
+                  192.0.2.7). Stop one of these first",
+    );
     host.assert_restored(&before, "after the refusal");
 }
 

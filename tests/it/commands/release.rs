@@ -15,7 +15,8 @@ fn a_guest_that_runs_or_is_being_started_keeps_its_devices() {
     let (host, before) = stuck();
     let pid = std::process::id();
     host.vfpool(&["release", "web"]).refused(&format!(
-        "guest 'web': it is being started by libvirtd (process {pid}). If `virsh domstate web` says that it is not, say --force"
+        "guest 'web': it is being started by libvirtd (process {pid}). If `virsh domstate web` says that it is not, \
+         say --force"
     ));
     host.qemu_runs("web", 5000);
     for force in [&["release", "web"] as &[&str], &["release", "web", "02:00.0", "--force"]] {
@@ -78,8 +79,8 @@ fn what_libvirt_may_still_give_back_needs_force() {
     let lease = host.get("run/vfpool/leases/web").unwrap().replace("\"pending\"", "\"failed\"");
     host.put("run/vfpool/leases/web", lease);
     host.vfpool(&["release", "web"]).refused(
-        "guest 'web': 0000:02:00.0 is libvirt's to give back, and libvirtd, which stops or starts the guest, still runs. If it \
-         has nothing to do with the guest any more, say --force",
+        "guest 'web': 0000:02:00.0 is libvirt's to give back, and libvirtd, which stops or starts the guest, still \
+         runs. If it has nothing to do with the guest any more, say --force",
     );
     assert_eq!(host.driver("0000:02:00.1").as_deref(), Some("e1000e"), "what is ours is back");
     assert_eq!(host.vfpool(&["release", "web", "--force"]).code, Some(0));
@@ -98,8 +99,8 @@ fn what_a_program_has_open_stays_whatever_is_said() {
         [&["release", "web"] as &[&str], &["release", "web", "--force"], &["release", "web", "01:10.0", "--force"]]
     {
         host.vfpool(arguments).refused(
-            "guest 'web': 0000:01:10.0 cannot be given back: process 6000 (qemu-kvm) uses it through VFIO. Stop process 6000 \
-             (qemu-kvm) first",
+            "guest 'web': 0000:01:10.0 cannot be given back: process 6000 (qemu-kvm) uses it through VFIO. Stop \
+             process 6000 (qemu-kvm) first",
         );
         assert_eq!(host.recorded("claims"), [vf(0)]);
     }

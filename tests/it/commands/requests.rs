@@ -276,13 +276,14 @@ fn what_virt_install_and_virt_manager_write_is_adopted() {
     // --network type=hostdev,source.address...: as they hand it to libvirt, with other quotes and numbers than its own.
     let own = "<address type=\"pci\" domain=\"0x0000\" bus=\"0x00\" slot=\"0x05\" function=\"0x0\"/>";
     for device in [
-        "<hostdev mode=\"subsystem\" type=\"pci\" managed=\"yes\">\n      <source>\n        <address domain=\"0\" bus=\"1\" \
-         slot=\"16\" function=\"1\"/>\n      </source>\n      OWN\n    </hostdev>",
+        "<hostdev mode=\"subsystem\" type=\"pci\" managed=\"yes\">\n      <source>\n        <address domain=\"0\" \
+         bus=\"1\" slot=\"16\" function=\"1\"/>\n      </source>\n      OWN\n    </hostdev>",
         "<hostdev mode=\"subsystem\" type=\"pci\" managed=\"yes\">\n      <source>\n        <address domain=\"0x0000\" \
-         bus=\"0x01\" slot=\"0x10\" function=\"0x1\"/>\n      </source>\n      <rom bar=\"on\"/>\n      OWN\n    </hostdev>",
+         bus=\"0x01\" slot=\"0x10\" function=\"0x1\"/>\n      </source>\n      <rom \
+         bar=\"on\"/>\n      OWN\n    </hostdev>",
         "<interface type=\"hostdev\" managed=\"yes\">\n      <source>\n        <address type=\"pci\" domain=\"0x0000\" \
-         bus=\"0x01\" slot=\"0x10\" function=\"0x1\"/>\n      </source>\n      <mac address=\"52:54:00:5c:3a:11\"/>\n      \
-         OWN\n    </interface>",
+         bus=\"0x01\" slot=\"0x10\" function=\"0x1\"/>\n      </source>\n      <mac \
+         address=\"52:54:00:5c:3a:11\"/>\n      OWN\n    </interface>",
     ] {
         let host = Host::with_vfs(3);
         let device = format!("    {}\n", device.replace("OWN", own));
@@ -290,8 +291,7 @@ fn what_virt_install_and_virt_manager_write_is_adopted() {
         let xml = edited(&host, &["adopt", "web", "net"]);
         assert_eq!(xml, definition("web", &[("net", 0)], std::slice::from_ref(&device)));
         // It is moved, and started with another one, as any other.
-        host.define("db", &asking("db", &vf(1)));
-        host.runs("db");
+        host.runs_with("db", &vf(1));
         let now = host.vfpool_with(&["rewrite", "--dry-run"], xml.as_bytes()).run().stdout;
         assert_eq!(fakehost::devices_of(&now), [vf(0)]);
         host.reconcile().ok();

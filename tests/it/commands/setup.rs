@@ -124,8 +124,8 @@ fn more_vfs_than_the_card_can_have_are_an_error() {
     host.make_vfs(PF, &[Some("igbvf")]);
     pool(&host, "net", "<pf dev='eth3' vfs='4'/>\n<pf address='06:00.0'/>");
     host.vfpool(&["setup"]).refused(&format!(
-        "Cannot make 4 VFs of 0000:01:00.0: it can have 3. Mend <pf dev='eth3' vfs='4'> in {} line 4, or allow more in the \
-         card's firmware",
+        "Cannot make 4 VFs of 0000:01:00.0: it can have 3. Mend <pf dev='eth3' vfs='4'> in {} line 4, or allow more in \
+         the card's firmware",
         file(&host, "net")
     ));
     assert_eq!(drivers(&host), ["vfio-pci"], "those that are there are made ready all the same");
@@ -230,8 +230,8 @@ fn vfs_of_guests_and_of_the_host_stay_where_they_are() {
     pool(&host, "net", "<pf dev='eth3'/>");
     host.guest("web", VFS[1]).prepare().ok();
     host.vfpool(&["setup"]).ok_saying(
-        "vfpool: warning: 0000:01:10.0 (pool 'net') stays with the host: eth3v0 belongs to br0. Take eth3v0 out of br0, then \
-         run `vfpool setup`",
+        "vfpool: warning: 0000:01:10.0 (pool 'net') stays with the host: eth3v0 belongs to br0. Take eth3v0 out of \
+         br0, then run `vfpool setup`",
     );
     assert_eq!(drivers(&host), ["igbvf", "igbvf", "vfio-pci"]);
     host.settings("<allow address='01:10.0'/>");
@@ -262,8 +262,8 @@ fn old_kernels() {
     }
 }
 
-/// Without the dynamic ids of drivers. The kernel shows no list of them, so that after a kill nobody can tell ours from one
-/// that the admin gave.
+/// Without the dynamic ids of drivers. The kernel shows no list of them, so that after a kill nobody can tell ours from
+/// one that the admin gave.
 fn sysfs(host: &Host) -> Snapshot {
     host.snapshot().into_iter().filter(|(path, _)| path.starts_with("sys")).collect()
 }
@@ -357,8 +357,8 @@ fn a_pf_without_its_driver_is_told() {
     host.move_to(PF, None);
     pool(&host, "net", "<pf address='01:00.0'/>\n<pf address='06:00.0'/>");
     host.vfpool(&["setup"]).refused(&format!(
-        "Cannot bring 0000:01:00.0 from 0 to 3 VFs (<pf address='01:00.0'> in {} line 4): it is on no driver, and only the \
-         PF's own driver makes VFs. Bind it to that, then run `vfpool setup`",
+        "Cannot bring 0000:01:00.0 from 0 to 3 VFs (<pf address='01:00.0'> in {} line 4): it is on no driver, and only \
+         the PF's own driver makes VFs. Bind it to that, then run `vfpool setup`",
         file(&host, "net")
     ));
     assert_eq!(host.driver(NVME_VF).as_deref(), Some("vfio-pci"));
@@ -412,7 +412,8 @@ fn a_listed_vf_is_bound_and_a_listed_function_is_not() {
     pool(
         &host,
         "some",
-        "<address type='pci' bus='0x01' slot='0x10' function='0x2'/>\n<address type='pci' bus='2' slot='0' function='0'/>",
+        "<address type='pci' bus='0x01' slot='0x10' function='0x2'/>\n<address type='pci' bus='2' slot='0' \
+         function='0'/>",
     );
     host.vfpool(&["setup"]).ok();
     assert_eq!(drivers(&host), ["igbvf", "vfio-pci"]);
@@ -423,8 +424,9 @@ fn a_listed_vf_is_bound_and_a_listed_function_is_not() {
 fn a_libvirt_network_with_the_same_devices_is_told() {
     let network = |inside: &str| {
         format!(
-            "<!--\nWARNING: THIS IS AN AUTO-GENERATED FILE.\n-->\n\n<network>\n  <name>old</name>\n  <uuid>a6b49429</uuid>\n  \
-             <forward mode='hostdev' managed='yes'>\n    <driver name='vfio'/>\n    {inside}\n  </forward>\n</network>\n"
+            "<!--\nWARNING: THIS IS AN AUTO-GENERATED \
+             FILE.\n-->\n\n<network>\n  <name>old</name>\n  <uuid>a6b49429</uuid>\n  <forward mode='hostdev' \
+             managed='yes'>\n    <driver name='vfio'/>\n    {inside}\n  </forward>\n</network>\n"
         )
     };
     for (inside, shared) in [
@@ -441,8 +443,8 @@ fn a_libvirt_network_with_the_same_devices_is_told() {
         );
         host.put("etc/libvirt/qemu/networks/odd.xml", "<network");
         let outcome = host.vfpool(&["setup"]).ok_saying(&format!(
-            "vfpool: warning: libvirt's network 'old' and pool 'net' both have {shared}, so a guest of one may get what a guest \
-             of the other is to have."
+            "vfpool: warning: libvirt's network 'old' and pool 'net' both have {shared}, so a guest of one may get \
+             what a guest of the other is to have."
         ));
         assert_eq!(outcome.stderr.matches("warning").count(), 1, "{}", outcome.stderr);
     }

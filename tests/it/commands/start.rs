@@ -5,8 +5,7 @@ use fakehost::{Host, asking, definition, hostdev_at, interface_at, vf};
 /// A guest that points at a VF which `db` has.
 pub(crate) fn host() -> Host {
     let host = Host::with_vfs(3);
-    host.define("db", &asking("db", &vf(0)));
-    host.runs("db");
+    host.runs_with("db", &vf(0));
     host.define("web", &asking("web", &vf(0)));
     host
 }
@@ -36,8 +35,8 @@ fn a_guest_is_started_with_a_device_that_is_free() {
     host.define("dns", &asking("dns", &vf(0)));
     assert_eq!(host.vfpool(&["start", "mail"]).code, Some(0));
     host.vfpool(&["start", "dns"]).refused(
-        "guest 'dns': no device of pool 'net' is free: 0000:01:10.0 (guest 'db'), 0000:01:10.1 (guest 'web'), 0000:01:10.2 \
-         (guest 'mail'). Stop one of these first",
+        "guest 'dns': no device of pool 'net' is free: 0000:01:10.0 (guest 'db'), 0000:01:10.1 (guest 'web'), \
+         0000:01:10.2 (guest 'mail'). Stop one of these first",
     );
     host.stops("web");
     assert_eq!(host.recorded("claims"), [vf(0), vf(2)]);

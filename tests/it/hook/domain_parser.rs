@@ -37,7 +37,11 @@ proptest! {
     }
 
     #[test]
-    fn pieces_left_out_or_repeated(from in any::<prop::sample::Index>(), to in any::<prop::sample::Index>(), twice: bool) {
+    fn pieces_left_out_or_repeated(
+        from in any::<prop::sample::Index>(),
+        to in any::<prop::sample::Index>(),
+        twice: bool,
+    ) {
         let xml = xml();
         let (from, to) = (from.index(xml.len()), to.index(xml.len()));
         let (from, to) = (from.min(to), from.max(to));

@@ -77,8 +77,7 @@ fn without_a_free_device_there_is_one_line_and_no_xml() {
 #[test]
 fn a_guest_that_runs_is_not_resolved() {
     let host = Host::with_vfs(2);
-    host.define("web", &asking("web", &vf(0)));
-    host.runs("web");
+    host.runs_with("web", &vf(0));
     let lease = host.get("run/vfpool/leases/web");
     for way in WAYS {
         let reason = "guest 'web': it runs already, and holds its devices";
@@ -228,8 +227,9 @@ fn pieces(styles: &[Style]) -> Vec<Piece> {
     let request = |device: usize| format!("<device guest-address='{}' pool=\"net\"/>", slot(device));
     let requests = (0..styles.len()).map(request).collect::<Vec<_>>().concat();
     let mut pieces = vec![Piece::Text(format!(
-        "<?xml version='1.0'?>\n<!-- <hostdev> --><domain\ttype=\"kvm\">\n<name>web</name><metadata><x:y xmlns:x='urn:x'><hostdev \
-         type='pci'/></x:y><request xmlns='urn:vfpool:domain:1'>{requests}</request></metadata><devices>"
+        "<?xml version='1.0'?>\n<!-- <hostdev> --><domain\ttype=\"kvm\">\n<name>web</name><metadata><x:y \
+         xmlns:x='urn:x'><hostdev type='pci'/></x:y><request \
+         xmlns='urn:vfpool:domain:1'>{requests}</request></metadata><devices>"
     ))];
     for (device, style) in styles.iter().enumerate() {
         let (quote, space) = (if style.double { '"' } else { '\'' }, &style.space);
@@ -261,7 +261,8 @@ fn pieces(styles: &[Style]) -> Vec<Piece> {
         let own = slot(device);
         let own = &own[8..10];
         pieces.push(Piece::Text(format!(
-            "{space}></address></source>{space}<address function='0x0' type={quote}pci{quote} slot='0x{own}'/></{name}>{space}"
+            "{space}></address></source>{space}<address function='0x0' type={quote}pci{quote} \
+             slot='0x{own}'/></{name}>{space}"
         )));
     }
     pieces.push(Piece::Text(

@@ -130,7 +130,8 @@ fn a_log_that_is_stuck_does_not_hold_up_a_guest() {
 fn what_another_guest_knows_of_a_device_is_learned_with_it() {
     let host = Host::with_pair();
     let web = host.guest("web", FIRST).starts().runs();
-    // The first function is unplugged from web and plugged into app, of which no hook tells; then libvirtd is restarted.
+    // The first function is unplugged from web and plugged into app, of which no hook tells; then libvirtd is
+    // restarted.
     host.qemu_runs("app", 5000);
     host.opens_group(5000, 8);
     host.qemu_ends("web");

@@ -42,7 +42,8 @@ fn a_driver_that_does_not_take_the_device_is_named_and_undone() {
     let before = host.snapshot();
     host.faults("write ignore drivers_probe");
     host.guest("web", FIRST).prepare().refused(
-        "guest 'web': 0000:02:00.1 should be on vfio-pci but is on no driver after 1 s; see `dmesg` for the driver's reason",
+        "guest 'web': 0000:02:00.1 should be on vfio-pci but is on no driver after 1 s; see `dmesg` for the driver's \
+         reason",
     );
     host.assert_restored(&before, "after the refusal");
 }
@@ -51,11 +52,17 @@ fn a_driver_that_does_not_take_the_device_is_named_and_undone() {
 fn a_second_failure_while_undoing_is_told_and_kept() {
     let host = Host::with_pair();
     let before = host.snapshot();
-    host.faults("write errno EIO drivers_probe\nwrite errno ENODEV e1000e/bind\nwrite errno EIO 0000:02:00.1/driver_override e1000e");
+    host.faults(
+        "write errno EIO drivers_probe\nwrite errno ENODEV e1000e/bind\nwrite errno EIO \
+                 0000:02:00.1/driver_override e1000e",
+    );
     let web = host.guest("web", FIRST);
     let probe = host.path("sys/bus/pci/drivers_probe").display().to_string();
     web.prepare().refused_saying(&[
-        &format!("guest 'web': Cannot write '0000:02:00.1' to {probe}: Input/output error (os error 5). Not all could be undone: "),
+        &format!(
+            "guest 'web': Cannot write '0000:02:00.1' to {probe}: Input/output error (os error 5). Not all could \
+                  be undone: "
+        ),
         "Cannot give 0000:02:00.1 back to e1000e: Cannot write",
     ]);
     assert_eq!(host.recorded("attention"), ["web"]);
@@ -117,8 +124,8 @@ fn what_cannot_go_back_may_still_be_taken() {
     host.assert_restored(&before, "after release");
 }
 
-/// `prepare` of a guest whose sibling hangs in this write ends within the deadline of 1 s, and is undone as far as it can
-/// be; nobody else waits for it; once the kernel is back, the next event of anybody makes it whole.
+/// `prepare` of a guest whose sibling hangs in this write ends within the deadline of 1 s, and is undone as far as it
+/// can be; nobody else waits for it; once the kernel is back, the next event of anybody makes it whole.
 fn hangs_while_starting(fault: &str) {
     let host = Host::with_pair();
     host.add_pair("0000:03:00", 9);

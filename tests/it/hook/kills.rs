@@ -125,8 +125,8 @@ fn kill_everywhere(case: Case, make: impl Fn() -> (Host, Snapshot), call: impl f
     }
 }
 
-/// Whether, after these changes, vfio-pci has an id and devices that are none of the guest's. A kill just then leaves them
-/// there: the kernel shows no list of its ids, so nobody can tell ours from one that the admin gave.
+/// Whether, after these changes, vfio-pci has an id and devices that are none of the guest's. A kill just then leaves
+/// them there: the kernel shows no list of its ids, so nobody can tell ours from one that the admin gave.
 fn has_foreign(changes: &[String]) -> bool {
     let has = |part| changes.iter().any(|line| line.contains(part));
     has("vfio-pci/new_id") && !has("vfio-pci/unbind 0000:03:00.0")

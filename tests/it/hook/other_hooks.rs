@@ -7,8 +7,8 @@ use std::time::Duration;
 
 const EARLIER: &str = "etc/libvirt/hooks/qemu.before-vfpool";
 
-/// Installs a hook as the earlier one, or in `qemu.d`, that notes each call in `calls` and then does `more`. The root of the
-/// host is `$R`.
+/// Installs a hook as the earlier one, or in `qemu.d`, that notes each call in `calls` and then does `more`. The root
+/// of the host is `$R`.
 fn hook(host: &Host, below: &str, more: &str) {
     let root = host.path("").display().to_string();
     let root = root.trim_end_matches('/');
@@ -291,9 +291,7 @@ fn what_is_still_detached_is_told_with_the_way_back() {
     let lines: Vec<&str> = outcome.stdout.lines().skip(1).collect();
     assert_eq!(
         lines,
-        [
-            "0000:02:00.1 (sibling of guest 'web', was on e1000e) does not come back by itself any more. When the guest has \
-             stopped: virsh nodedev-reattach pci_0000_02_00_1"
-        ]
+        ["0000:02:00.1 (sibling of guest 'web', was on e1000e) does not come back by itself any more. When the \
+             guest has stopped: virsh nodedev-reattach pci_0000_02_00_1"]
     );
 }

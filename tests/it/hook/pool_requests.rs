@@ -29,8 +29,8 @@ fn a_device_that_cannot_be_had_is_refused_with_the_holder_and_the_way_out() {
             |host| (0..3).for_each(|number| has(host, ["db", "mail", "dns"][number], number)),
             "net",
             1,
-            "no device of pool 'net' is free: 0000:01:10.0 (guest 'db'), 0000:01:10.1 (guest 'mail'), 0000:01:10.2 (guest 'dns'). \
-             Stop one of these first",
+            "no device of pool 'net' is free: 0000:01:10.0 (guest 'db'), 0000:01:10.1 (guest 'mail'), 0000:01:10.2 \
+             (guest 'dns'). Stop one of these first",
         ),
         (
             "vanished",
@@ -51,7 +51,8 @@ fn a_device_that_cannot_be_had_is_refused_with_the_holder_and_the_way_out() {
             |host| host.pool("net", "<address type='pci' domain='0' bus='0x07' slot='0x10' function='0x2'/>"),
             "net",
             1,
-            "0000:01:10.1 is no device of pool 'net' on this host. pool 'net' has no devices now; run `vfpool setup` to see why",
+            "0000:01:10.1 is no device of pool 'net' on this host. pool 'net' has no devices now; run `vfpool setup` \
+             to see why",
         ),
         ("unknown pool", |_| (), "lan", 0, "There is no pool 'lan': ROOT/etc/vfpool/pools.d has 'net'"),
         (
@@ -118,8 +119,8 @@ fn a_guest_does_not_start_in_the_midst_of_a_move() {
     let host = Host::with_vfs(2);
     let moving = definition("web", &[("net", 0)], &[])
         .replace("\"0000:00:05.0\"/>", "\"0000:00:05.0\">&lt;hostdev/&gt;</vfpool:device>");
-    let reason = "guest 'web': its device of pool 'net' (in the guest at 0000:00:05.0) is just being pointed at a free one. Start it \
-                  again in a moment; if that does not help, run `vfpool reconcile`";
+    let reason = "guest 'web': its device of pool 'net' (in the guest at 0000:00:05.0) is just being pointed at a free \
+                  one. Start it again in a moment; if that does not help, run `vfpool reconcile`";
     for operation in ["prepare", "restore", "migrate"] {
         host.hook("web", operation, &moving).run().refused(reason);
     }
@@ -133,8 +134,8 @@ fn who_uses_a_device_without_a_lease_has_it() {
     host.qemu_runs("app", 5000);
     host.opens_group(5000, group(0));
     host.prepare("web", &asking("web", &vf(0))).refused(&format!(
-        "guest 'web': 0000:01:10.0 is not free: process 5000 (qemu-kvm) uses it through VFIO. 0000:01:10.1 of pool 'net' is \
-         free, {AGAIN}"
+        "guest 'web': 0000:01:10.0 is not free: process 5000 (qemu-kvm) uses it through VFIO. 0000:01:10.1 of pool \
+         'net' is free, {AGAIN}"
     ));
     has(&host, "db", 1);
     host.prepare("web", &asking("web", &vf(1)))

@@ -126,8 +126,8 @@ fn lost_records_are_learned_from_a_running_guest() {
         std::fs::remove_dir_all(host.path("run/vfpool")).unwrap();
         let in_use = host.snapshot();
         web.hook(operation).run().ok_saying(
-            "vfpool: 0000:02:00.1: learned from the running guest 'web'; it stays on vfio-pci when the guest stops, unless \
-             libvirt gives it back\n",
+            "vfpool: 0000:02:00.1: learned from the running guest 'web'; it stays on vfio-pci when the guest stops, \
+             unless libvirt gives it back\n",
         );
         host.assert_as(&in_use, operation);
         assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
@@ -147,7 +147,8 @@ fn a_device_that_somebody_else_moved_stays_there() {
     web.ends();
     host.libvirt_reattaches(SECOND, Some("igb"));
     web.release().ok_saying(
-        "vfpool: 0000:02:00.1 was on e1000e before guest 'web' and is on igb now; somebody else has moved it, so it stays\n",
+        "vfpool: 0000:02:00.1 was on e1000e before guest 'web' and is on igb now; somebody else has moved it, so it \
+         stays\n",
     );
     assert_eq!(host.driver(SECOND).as_deref(), Some("igb"));
     host.assert_no_leases("after release");
@@ -184,8 +185,8 @@ fn a_group_that_somebody_has_open_is_not_pulled_away() {
     web.ends();
     host.process(5000, 1, 5);
     host.opens_group(5000, 8);
-    let told = "Cannot give 0000:02:00.1 back to the host: process 5000 (qemu-kvm) has its IOMMU group 8 open. It is tried \
-                again at the next start or stop of a guest";
+    let told = "Cannot give 0000:02:00.1 back to the host: process 5000 (qemu-kvm) has its IOMMU group 8 open. It is \
+                tried again at the next start or stop of a guest";
     web.release().ok_saying(&format!("vfpool: {told}\n"));
     assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
     assert_eq!(host.get("run/vfpool/attention/web").as_deref(), Some(told));

@@ -31,8 +31,8 @@ fn a_group_goes_to_one_guest() {
         (FIRST, "0000:02:00.0 is not free: guest 'web' has it. Stop 'web' first, or use another device"),
         (
             SECOND,
-            "0000:02:00.1 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to one guest \
-             as a whole. Stop 'web' first, or use another device",
+            "0000:02:00.1 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to one \
+             guest as a whole. Stop 'web' first, or use another device",
         ),
     ] {
         let db = host.guest("db", device);
@@ -52,8 +52,8 @@ fn a_device_that_joins_a_group_in_use_is_refused() {
     host.guest("web", FIRST).prepare().ok();
     host.add(Device::new("0000:02:00.2").behind("0000:00:02.0").group(8));
     host.guest("db", "0000:02:00.2").prepare().refused(
-        "guest 'db': 0000:02:00.2 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to one \
-         guest as a whole. Stop 'web' first, or use another device",
+        "guest 'db': 0000:02:00.2 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group \
+         goes to one guest as a whole. Stop 'web' first, or use another device",
     );
 }
 
@@ -70,8 +70,8 @@ fn the_limit_on_devices_can_be_raised() {
     refused(
         &host,
         &domain_with("web", &addresses),
-        "it has 33 assigned PCI devices, and 32 is the most a guest may have. Remove some, or raise the limit with <devices \
-         max='33'/> in /etc/vfpool/host.xml",
+        "it has 33 assigned PCI devices, and 32 is the most a guest may have. Remove some, or raise the limit with \
+         <devices max='33'/> in /etc/vfpool/host.xml",
     );
     host.settings("<devices max='33'/>");
     host.prepare("web", &domain_with("web", &addresses)).ok();
@@ -84,7 +84,8 @@ fn a_device_that_cannot_be_given_away() {
     for (device, reason) in [
         (
             "0000:0b:00.0",
-            "there is no PCI device 0000:0b:00.0 on this host. See `lspci -D` for what there is; a guest is corrected with `virsh edit`",
+            "there is no PCI device 0000:0b:00.0 on this host. See `lspci -D` for what there is; a guest is corrected \
+             with `virsh edit`",
         ),
         (
             "0000:00:02.0",
@@ -93,8 +94,8 @@ fn a_device_that_cannot_be_given_away() {
         (
             "0000:04:00.0",
             "0000:04:00.0 has no IOMMU group: the IOMMU is off. Switch VT-d or AMD-Vi on in the firmware, add \
-             'intel_iommu=on iommu=pt' (AMD: 'iommu=pt') to GRUB_CMDLINE_LINUX in /etc/default/grub, run grub2-mkconfig \
-             (Debian: update-grub) and reboot",
+             'intel_iommu=on iommu=pt' (AMD: 'iommu=pt') to GRUB_CMDLINE_LINUX in /etc/default/grub, run \
+             grub2-mkconfig (Debian: update-grub) and reboot",
         ),
     ] {
         refused(&host, &domain_with("web", &[device]), reason);
@@ -302,7 +303,8 @@ fn broken_settings_refuse_more_and_are_named() {
     let before = host.snapshot();
     let outcome = host.guest("web", FIRST).prepare();
     outcome.refused_saying(&[
-        "guest 'web': Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): enp2s0f1 is up and has the address 192.0.2.7. ",
+        "guest 'web': Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): enp2s0f1 is up and has the address \
+         192.0.2.7. ",
         "in /etc/vfpool/host.xml. ",
         &format!("Cannot use {file}: unknown field `alow`"),
         "using default settings until it is fixed",
@@ -327,8 +329,8 @@ fn the_guests_own_device_may_have_an_address_but_no_more() {
         &host,
         &domain("web", &[hostdev(FIRST, false)]),
         &format!(
-            "Cannot detach 0000:02:00.0: enp2s0 is up and has the address 192.0.2.7. Take enp2s0 down or its address away, \
-             {allow}"
+            "Cannot detach 0000:02:00.0: enp2s0 is up and has the address 192.0.2.7. Take enp2s0 down or its address \
+             away, {allow}"
         ),
     );
     host.route("enp2s0", "00000000", "00000000", 0);
@@ -336,7 +338,8 @@ fn the_guests_own_device_may_have_an_address_but_no_more() {
         &host,
         &domain_with("web", &[FIRST]),
         &format!(
-            "Cannot detach 0000:02:00.0: it carries the default route (enp2s0). Move the route to another interface, {allow}"
+            "Cannot detach 0000:02:00.0: it carries the default route (enp2s0). Move the route to another interface, \
+             {allow}"
         ),
     );
 

@@ -98,8 +98,8 @@ fn a_pf_whose_vf_has_a_guest_is_not_taken() {
     host.guest("web", VFS[0]).prepare().ok();
     let running = host.snapshot();
     host.guest("db", OTHER).prepare().refused(
-        "guest 'db': 0000:01:10.0 (VF that goes with 0000:01:00.0) is not free: guest 'web' has it. Stop 'web' first, or use \
-         another device",
+        "guest 'db': 0000:01:10.0 (VF that goes with 0000:01:00.0) is not free: guest 'web' has it. Stop 'web' first, \
+         or use another device",
     );
     host.assert_as(&running, "after the refusal");
 }
@@ -112,9 +112,9 @@ fn a_vf_that_shares_the_group_of_its_pf_is_refused() {
     host.make_vfs(PF, &[Some("igbvf"), Some("igbvf")]);
     let before = host.snapshot();
     host.guest("web", VFS[0]).prepare().refused(
-        "guest 'web': 0000:01:10.0 cannot be given to a guest: its PF 0000:01:00.0 is taken with it, and without the PF's \
-         driver the VF vanishes. Put the card into a slot with ACS, so that each VF has an IOMMU group of its own, or give the \
-         guest 0000:01:00.0 alone",
+        "guest 'web': 0000:01:10.0 cannot be given to a guest: its PF 0000:01:00.0 is taken with it, and without the \
+         PF's driver the VF vanishes. Put the card into a slot with ACS, so that each VF has an IOMMU group of its \
+         own, or give the guest 0000:01:00.0 alone",
     );
     host.assert_restored(&before, "after the refusal");
     // The PF alone goes, and brings its VFs back.

@@ -267,8 +267,8 @@ fn syslog_gets_one_line_a_change() {
     web.hook("start").run().ok_silently();
     assert_eq!(lines(), [""; 0]);
     host.guest("db", SECOND).prepare().refused(
-        "guest 'db': 0000:02:00.1 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to \
-         one guest as a whole. Stop 'web' first, or use another device",
+        "guest 'db': 0000:02:00.1 is not free: guest 'web' has 0000:02:00.0 of the same IOMMU group 8, and a group \
+         goes to one guest as a whole. Stop 'web' first, or use another device",
     );
     let told = lines();
     assert!(matches!(told.as_slice(), [line] if line.starts_with("<27>") && line.contains("guest 'db'")), "{told:?}");

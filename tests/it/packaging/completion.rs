@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// What bash offers for the last of these words, in the order in which it does: without bash-completion, and with no program
-/// to run.
+/// What bash offers for the last of these words, in the order in which it does: without bash-completion, and with no
+/// program to run.
 #[track_caller]
 fn completed_in(host: &Host, words: &[&str], before: &str) -> String {
     let script = format!(

@@ -168,8 +168,7 @@ fn exit_codes(page: &str) -> BTreeSet<String> {
 fn exit_codes_are_those_of_the_programs() {
     let code = |host: &Host, arguments: &[&str]| host.vfpool(arguments).code.unwrap();
     let host = Host::with_vfs(2);
-    host.define("db", &asking("db", &vf(0)));
-    host.runs("db");
+    host.runs_with("db", &vf(0));
     let ready = check::ready();
     let mut seen = vec![
         (code(&host, &["list"]), 0),
@@ -367,7 +366,8 @@ fn names(text: &str, wanted: &str) -> bool {
     text.split(|c: char| !c.is_ascii_lowercase() && c != '_').any(|word| word == wanted)
 }
 
-/// The keys in the page of one command are those that were seen; and each value that is one of a few words is named there.
+/// The keys in the page of one command are those that were seen; and each value that is one of a few words is named
+/// there.
 #[track_caller]
 fn expect_documented(command: &str, seen: &Keys) {
     let section = part(&page("vfpool.8"), "SH", "JSON");
@@ -507,8 +507,7 @@ fn keys_of_explain() {
     for name in [&vf(0), "web", "db"] {
         json(&host, &["explain", name], &mut seen);
     }
-    host.define("other", &asking("other", &vf(1)));
-    host.runs("other");
+    host.runs_with("other", &vf(1));
     host.put("run/vfpool/attention/web", "it is odd");
     host.put("var/lib/libvirt/qemu/save/web.save", "");
     json(&host, &["explain", "web"], &mut seen);

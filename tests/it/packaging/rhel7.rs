@@ -52,8 +52,8 @@ impl Token {
     }
 }
 
-/// What udev would run, and set in its database, at an event of the device in this folder of `/sys`: as systemd v219 reads
-/// our rules (`src/udev/udev-rules.c`). A key that it does not have, or that this does not know, panics.
+/// What udev would run, and set in its database, at an event of the device in this folder of `/sys`: as systemd v219
+/// reads our rules (`src/udev/udev-rules.c`). A key that it does not have, or that this does not know, panics.
 fn udev(host: &Host, action: &str, device: &str) -> Vec<String> {
     let rules = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("udev/60-vfpool.rules")).unwrap();
     let device = fs::canonicalize(host.path(device)).unwrap();
