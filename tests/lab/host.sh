@@ -1,7 +1,7 @@
-# Part of the lab driver: the life of one emulated host, from boot to its certain end.
+# Part of the lab driver: boots an emulated host, runs commands on it, and makes sure that it ends.
 # shellcheck shell=bash
-# $run: directory with all state of this instance. ssh and QEMU work with names relative to it,
-# because the path of a Unix socket may have 107 bytes only.
+# $run is the directory with all state of this instance. ssh and QEMU use names relative to it, because the path of a Unix
+# socket is limited to 107 bytes.
 
 ssh_options=(-F /dev/null -i key -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null
     -o LogLevel=ERROR -o ConnectTimeout=5 -o ControlPath=ssh.ctl)
@@ -14,8 +14,8 @@ accelerator() {
     esac
 }
 
-# That /dev/kvm opens and makes a VM says little: there are software stand-ins on CPUs without vmx or svm
-# on which no ordinary kernel gets anywhere.
+# A /dev/kvm that opens and creates a VM is not enough: on CPUs without vmx or svm it may be emulated in software, and no
+# ordinary kernel boots there.
 kvm_works() {
     [[ -w /dev/kvm ]] && grep -qwE 'vmx|svm' /proc/cpuinfo &&
         echo quit | timeout 10 qemu-system-x86_64 -M none -accel kvm -nodefaults -display none -monitor stdio >/dev/null 2>&1
@@ -32,9 +32,9 @@ qemu_command() {
     accel=$(accelerator)
     case $accel in
         kvm) cpu=host ;;
-        # Nehalem: of `max`, emulated 5-level paging, SMAP and AVX cost a fifth of all time and give nothing here.
-        # x2APIC: of the writes to the registers in memory, which it replaces, some get lost, and with the end of an
-        # interrupt all later ones.
+        # Nehalem: the emulated 5-level paging, SMAP and AVX of `max` cost a fifth of all time and are not needed here.
+        # x2APIC: QEMU loses some writes to the memory-mapped registers that it replaces. If that is the end of an
+        # interrupt, no more interrupts arrive.
         tcg) accel+=,thread=multi cpu=Nehalem,+x2apic eim=on ;;
     esac
     # shellcheck disable=SC2054 # the commas are QEMU's
@@ -49,8 +49,8 @@ qemu_command() {
     topology
 }
 
-# With LAB_OWNED the host dies with this process whatever ends it; without, the life limit is the last resort.
-# Not in a subshell: the death signal is bound to the process that forks.
+# With LAB_OWNED the host ends with this process, whatever ends the process. Without it, LAB_LIFE is the last resort.
+# Not in a subshell: the parent-death signal follows the process that forks.
 launch() {
     local port qemu
     local -a owner=(setsid)
@@ -68,8 +68,8 @@ launch() {
     popd >/dev/null || true
 }
 
-# Tried again, for two reasons: another process may take the port between the look and QEMU's bind, and now and then an
-# emulated kernel loses its timer while it boots and stands still.
+# A boot is tried three times: another process may bind the port between free_port and QEMU, and now and then an emulated
+# kernel loses its timer interrupt during boot and hangs.
 boot() {
     local snapshot=${1:-snapshot=on} try
     mkdir -p "$run"
@@ -84,7 +84,7 @@ boot() {
     die "host $LAB_NAME does not come up"
 }
 
-# The pid counts only while it is really ours: numbers are used again.
+# A pid may be reused, so the command line and the working directory must match as well.
 is_running() {
     local pid
     pid=$(cat "$run/$1" 2>/dev/null) && [[ -n $pid ]] && grep -qszxF -- "lab-$LAB_NAME" "/proc/$pid/cmdline" &&
@@ -101,9 +101,8 @@ wait_gone() {
     done
 }
 
-# One connection is kept for all later commands. Its output is closed: a master that holds
-# the caller's stdout would keep a pipe behind `lab up` open. With a host that stands still it ends after two minutes, and
-# with it all commands.
+# Opens one connection that all later commands share. Its output is closed, because a master that holds the caller's stdout
+# would keep a pipe behind `lab up` open. If the host hangs, the connection ends after two minutes, and so do all commands.
 connect() {
     (cd "$run" && timeout 20 ssh "${ssh_options[@]}" -o ControlMaster=yes -o ControlPersist=yes \
         -o ServerAliveInterval=20 -o ServerAliveCountMax=6 \
@@ -115,7 +114,7 @@ disconnect() {
     rm -f "$run/ssh.ctl"
 }
 
-# QEMU's user network accepts at once; only a session that opens means that sshd is there.
+# QEMU's user network accepts connections at once; only an opened session shows that sshd runs.
 wait_ssh() {
     local end=$((SECONDS + $1))
     until connect; do
@@ -132,12 +131,12 @@ inside() {
 
 monitor() {
     [[ -S $run/monitor ]] || die "host $LAB_NAME is not up; start it with: lab up"
-    # -t: how long to wait for an answer after the command is sent.
+    # -t: seconds to wait for an answer after the command is sent.
     (cd "$run" && printf '%s\n' "$1" | timeout 30 socat -t 2 - UNIX-CONNECT:monitor) |
         sed -e 's/\r//g' -e '1d' -e 's/^(qemu) .*\x1b\[K//' -e '/^(qemu) $/d'
 }
 
-# The disk stays as it is, /run does not. `hard` is a power cut: nothing is written back before.
+# The disk is kept, /run is not. --hard is a power cut: nothing is written back first.
 reboot_host() {
     local before
     before=$(inside cat /proc/sys/kernel/random/boot_id)
@@ -161,7 +160,7 @@ save_logs() {
     timeout 60 "$lab_dir/lab" run tar -C /var/log -cf - libvirt 2>/dev/null | tar -C "$dir" -xf - 2>/dev/null || true
 }
 
-# It may end, and QEMU remove its pid file, at any moment: then there is nothing to do.
+# The process may end, and QEMU may remove its pid file, at any moment: then there is nothing to do.
 signal() {
     local pid
     is_running "$2" || return 0
@@ -169,7 +168,7 @@ signal() {
     kill "-$1" "$pid" 2>/dev/null || true
 }
 
-# TERM to `timeout` reaches QEMU; KILL would not, so that one goes to QEMU itself.
+# `timeout` passes TERM on to QEMU, but not KILL, which therefore goes to QEMU itself.
 down() {
     local file
     is_up || {

@@ -1,5 +1,5 @@
-# Helpers for scenarios, which run inside the emulated host; sourced, also by the driver's own checks.
-# A failing helper prints one line: what was expected and what was found.
+# Helpers for scenarios. A scenario sources this file inside the emulated host, and so does the driver for its own checks.
+# A helper that fails prints one line: what was expected and what was found.
 # shellcheck shell=bash
 
 readonly pci=/sys/bus/pci/devices
@@ -9,6 +9,10 @@ fail() {
     echo "FAIL: $*" >&2
     exit 1
 }
+
+# With `set -e` a command that fails ends the scenario; this names the command.
+set -o errtrace
+trap 'echo "${BASH_SOURCE[0]##*/} line $LINENO: exit $?: $BASH_COMMAND" >&2' ERR
 
 # 02:00.0 or 0000:02:00.0 -> 0000:02:00.0
 address() {
@@ -30,10 +34,10 @@ driver_of() { link_name "$pci/$(address "$1")/driver"; }
 
 group_of() { link_name "$pci/$(address "$1")/iommu_group"; }
 
-# Addresses of all devices of the group that ADDR is in, bridges too, one a line.
+# Addresses of all devices in ADDR's IOMMU group, including bridges, one per line.
 group_members() { ls "$pci/$(address "$1")/iommu_group/devices"; }
 
-# Name of the network device of ADDR, or none.
+# Name of ADDR's network interface, or none.
 netdev_of() {
     local dir
     for dir in "$pci/$(address "$1")"/net/*; do
@@ -43,7 +47,7 @@ netdev_of() {
 }
 
 # Prints address, driver, driver_override and sriov_numvfs of every PCI device, sorted.
-# Starts no process: emulated, the few hundred of a plainer way would take a second each time.
+# Starts no process: on the emulated host, a few hundred of them would take a second.
 snapshot_drivers() {
     local path dir override numvfs
     local -A driver=()
@@ -73,7 +77,7 @@ expect_same_group() {
     done
 }
 
-# Exactly these addresses and nothing else are in the group of the first one.
+# The group of the first address contains exactly these addresses.
 expect_group() {
     local expected found
     expected=$(for a in "$@"; do address "$a"; done | sort | xargs)
@@ -81,7 +85,7 @@ expect_group() {
     [[ $found == "$expected" ]] || fail "group of $1: expected $expected, found $found"
 }
 
-# set_vfs PF N: from one number to another the kernel wants 0 in between. Returns when the VFs have settled.
+# set_vfs PF N: the kernel only changes the number through 0. Returns when udev has processed the VFs.
 set_vfs() {
     local file
     file=$pci/$(address "$1")/sriov_numvfs
@@ -104,7 +108,7 @@ bind() {
 
 # --- commands --------------------------------------------------------------
 
-# expect_fails TEXT CMD...: CMD has to fail and say TEXT.
+# expect_fails TEXT CMD...: CMD must fail and print TEXT.
 expect_fails() {
     local text=$1 output status=0
     shift
@@ -113,7 +117,7 @@ expect_fails() {
     [[ $output == *"$text"* ]] || fail "$*: expected the message '$text', found (exit $status): $output"
 }
 
-# expect_output TEXT CMD...: CMD has to succeed and say TEXT.
+# expect_output TEXT CMD...: CMD must succeed and print TEXT.
 expect_output() {
     local text=$1 output status=0
     shift
@@ -122,12 +126,12 @@ expect_output() {
     [[ $output == *"$text"* ]] || fail "$*: expected '$text', found: $output"
 }
 
-# wait_until SECONDS CMD...: CMD has to become true in time.
+# wait_until SECONDS CMD...: CMD must succeed within SECONDS.
 wait_until() {
     local limit=$1 end=$((SECONDS + $1))
     shift
     until "$@" >/dev/null 2>&1; do
-        ((SECONDS < end)) || fail "$*: expected to become true within $limit s, found it still false"
+        ((SECONDS < end)) || fail "$*: expected to succeed within $limit s, found that it still fails"
         sleep 0.1
     done
 }
@@ -143,10 +147,22 @@ hostdev() {
         "${2:-yes}" "${address%%:*}" "$(cut -d: -f2 <<<"$address")" "${slot%.*}" "${slot#*.}"
 }
 
-# guest_xml NAME [device xml...]: the smallest guest that really runs. A part that starts with
-# <metadata or <seclabel goes beside the devices. No disk: firmware finds nothing to boot and halts.
-# libvirtd itself is confined; a profile of its own for each guest would be compiled at every start,
-# 6 of 9 seconds when emulated. For a guest that has one: guest_xml NAME "<seclabel type='dynamic' model='apparmor'/>".
+# nvme_disk ADDR MANAGED: the element for a disk on an NVMe controller.
+nvme_disk() {
+    hostdev "$1" | sed -nE "s,.*(<address .*)</source>.*,<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='$2' namespace='1'>\1</source><target dev='vda' bus='virtio'/></disk>,p"
+}
+
+# libvirt before 6.0 has no such disks, and says so.
+has_nvme_disks() {
+    ! libvirt_is 6.0.0 || return 0
+    expect_fails 'unknown disk type' virsh define /dev/stdin <<<"$(guest_xml nvme "$(nvme_disk 06:00.0 yes)")"
+    return 1
+}
+
+# guest_xml NAME [device xml...]: the smallest guest that runs. A part that starts with <metadata or <seclabel goes
+# beside the devices. There is no disk: the firmware finds nothing to boot and halts.
+# libvirtd itself is confined, but the guest has no AppArmor profile: compiling one at each start takes 6 of 9 seconds
+# here. For a guest with a profile: guest_xml NAME "<seclabel type='dynamic' model='apparmor'/>".
 guest_xml() {
     local name=$1 part metadata='' devices='' seclabel="<seclabel type='none' model='apparmor'/>"
     shift
@@ -180,15 +196,15 @@ guest_xml() {
 
 define_guest() { virsh -q define /dev/stdin <<<"$(guest_xml "$@")" >/dev/null || fail "define_guest $1: expected success"; }
 
-# define_hot_plug_guest NAME [device xml...]: a guest that devices can be plugged into.
+# define_hot_plug_guest NAME [device xml...]: a guest that supports hot-plug.
 define_hot_plug_guest() {
     local xml
     xml=$(guest_xml "$@" | sed 's,<on_poweroff>,<features><acpi/></features>&,')
     virsh -q define /dev/stdin <<<"$xml" >/dev/null || fail "define_hot_plug_guest $1: expected success"
 }
 
-# A guest without an operating system does nothing when it is asked to let go of a device. This does what its ACPI would: it
-# reads which slots are asked for, and writes them to the register that ejects them (QEMU, docs/specs/acpi_pci_hotplug.rst).
+# A guest without an operating system does not answer an unplug request. guest_lets_go does what its ACPI code would do:
+# it reads the requested slots and writes them to the eject register (QEMU, docs/specs/acpi_pci_hotplug.rst).
 guest_is_asked() { [[ $(asked_slots "$1") != 0x00000000 ]]; }
 
 asked_slots() {
@@ -210,9 +226,12 @@ expect_state() {
     [[ $found == "$2" ]] || fail "state of $1: expected $2, found $found"
 }
 
-# PCI devices of the host that the running or next guest NAME gets, one address a line, sorted.
+# devices_of NAME [--inactive]: the host's PCI devices in the guest's live (or next) definition, one address per line, sorted.
+# xmllint fails when there is none, which is no error here.
 devices_of() {
-    virsh dumpxml "${@:2}" "$1" | xmllint --xpath '//hostdev[@type="pci"]/source/address | //interface[@type="hostdev"]/source/address' - 2>/dev/null |
+    local xml
+    xml=$(virsh dumpxml "${@:2}" "$1") || return
+    { xmllint --xpath '//hostdev[@type="pci"]/source/address | //interface[@type="hostdev"]/source/address' - <<<"$xml" 2>/dev/null || true; } |
         sed -nE "s/.*domain=\"0x(....)\" bus=\"0x(..)\" slot=\"0x(..)\" function=\"0x(.)\".*/\1:\2:\3.\4/p" | sort
 }
 
@@ -230,23 +249,23 @@ remove_all_guests() {
 
 # --- pools -----------------------------------------------------------------
 
-# pool NAME LINE...: a pool with these <pf> and <address> lines.
+# pool NAME LINE...: writes a pool with these <pf> and <address> lines.
 pool() {
     printf '<pool>\n<name>%s</name>\n<forward mode="hostdev" managed="yes">\n' "$1" >"/etc/vfpool/pools.d/$1.xml"
     printf '%s\n' "${@:2}" '</forward>' '</pool>' >>"/etc/vfpool/pools.d/$1.xml"
 }
 
-# define_pool NAME MEMBER...: a pool of these elements, set up.
+# define_pool NAME LINE...: the same, and creates its VFs.
 define_pool() {
     pool "$@"
     vfpool setup || fail "setup of pool $1: expected success"
     udevadm settle --timeout=60
 }
 
-# The pool of most scenarios: the seven VFs of 01:00.0.
+# The pool that most scenarios use: the seven VFs of 01:00.0.
 define_passthrough() { define_pool passthrough "<pf dev='$(netdev_of 01:00.0)'/>"; }
 
-# remove_pools [PF...]: no pools, no VFs, the host as it was. Without PFs: of 01:00.0.
+# remove_pools [PF...]: removes all pools and the VFs of these PFs (01:00.0 if none is given).
 remove_pools() {
     local pf netdev
     rm -f /etc/vfpool/pools.d/*.xml
@@ -260,7 +279,7 @@ remove_pools() {
     udevadm settle --timeout=60
 }
 
-# adopted_guests N POOL ADDR: guests g1 ... gN, all with this one VF, and all adopted by the pool.
+# adopted_guests N POOL ADDR: defines guests g1 ... gN, all with the same VF ADDR, and adopts each into POOL.
 adopted_guests() {
     local number
     for ((number = 1; number <= $1; number++)); do
@@ -269,13 +288,13 @@ adopted_guests() {
     done
 }
 
-# Where the next start of a guest would take its VF from.
+# The VF that a stopped guest points at.
 parked_at() { devices_of "$1" --inactive; }
 
-# are_parked N: g1 ... gN point each at a VF of its own.
+# are_parked N: each of g1 ... gN points at a different VF.
 are_parked() { [[ $(for ((g = 1; g <= $1; g++)); do parked_at "g$g"; done | sort | uniq -c | grep -c '^ *1 ') == "$1" ]]; }
 
-# All definitions but for the source addresses, which are all that parking may change.
+# All definitions without the source addresses, which are the only thing that parking may change.
 definitions() {
     local file
     for file in /etc/libvirt/qemu/*.xml; do
@@ -284,7 +303,7 @@ definitions() {
     done
 }
 
-# No two running guests have the same VF, and the hook knows it so.
+# No two running guests have the same device.
 expect_no_sharing() {
     local shared
     shared=$(for guest in $(virsh -q list --name); do devices_of "$guest"; done | sort | uniq -d)
@@ -299,7 +318,7 @@ vfs_of() {
     done
 }
 
-# expect_ready PF N: the PF has N VFs, all on vfio-pci, without a network interface.
+# expect_ready PF N: the PF has N VFs, all on vfio-pci and without a network interface.
 expect_ready() {
     local vf found
     found=$(vfs_of "$1" | wc -l)
@@ -314,7 +333,7 @@ is_ready() { (expect_ready "$@") 2>/dev/null; }
 
 # --- vfpool check ----------------------------------------------------------
 
-# found ID TEXT: the findings of this kind that say so and are not ok, as JSON, one a line. Exit status: that of the check.
+# found ID TEXT: the findings with this id and text that are not ok, as JSON, one per line. The exit status is the check's.
 found() {
     local report status=0
     report=$(vfpool check --json) || status=$?
@@ -322,7 +341,7 @@ found() {
     return "$status"
 }
 
-# remedy_of STATE ID TEXT: what the one such finding advises; it has to have this state, and evidence.
+# remedy_of STATE ID TEXT: the remedy of the only finding with this id and text. It must have this state, and evidence.
 remedy_of() {
     local finding status=0
     finding=$(found "$2" "$3") || status=$?
@@ -340,7 +359,7 @@ expect_gone() {
     [[ -z $finding ]] || fail "check: expected no finding of $1 with '$2', found $finding"
 }
 
-# cure STATE ID TEXT: there is this finding; the commands in its remedy are run as they stand; the finding is gone.
+# cure STATE ID TEXT: expects this finding, runs the commands of its remedy unchanged, and expects the finding to be gone.
 cure() {
     local remedy commands
     remedy=$(remedy_of "$@") || fail "$remedy"
@@ -349,27 +368,45 @@ cure() {
     expect_gone "$2" "$3"
 }
 
-# A host on which nothing is found that keeps it from being ready.
+# `vfpool check` succeeds.
 expect_ready_host() {
     local status=0 output
     output=$(vfpool check) || status=$?
-    [[ $status == 0 ]] || fail "check: expected a host that is ready, found (exit $status): $output"
+    [[ $status == 0 ]] || fail "check: expected the host to be ready, found (exit $status): $output"
 }
 
 # --- the hook and the host -------------------------------------------------
 
-# libvirtd looks for the hook only when it starts and at SIGHUP; asleep behind its socket it needs nothing.
-# The reload is done when it answers again.
+# libvirt_is VERSION: the host's libvirt is this version or a later one.
+libvirt_is() { printf '%s\n' "$1" "$(virsh --version)" | sort -V -C; }
+
+# libvirtd looks for the hook when it starts and at SIGHUP; inactive behind its socket it needs no reload.
+# The reload is complete when libvirtd answers again.
 reload_libvirtd() {
-    systemctl --quiet is-active libvirtd && systemctl reload libvirtd
+    ! systemctl --quiet is-active libvirtd || systemctl reload libvirtd
     virsh -q list >/dev/null
 }
 
-# What hooks are told at the release of a guest that was destroyed; libvirt before 10.5 tells no reason.
-destroyed() { if printf '%s\n' 10.5.0 "$(virsh --version)" | sort -V -C; then echo destroyed; else echo -; fi; }
+# The sockets of libvirtd on this host; libvirt before 5.6 has none.
+libvirtd_sockets() { systemctl list-unit-files --no-legend 'libvirtd.socket' 'libvirtd-ro.socket' 'libvirtd-admin.socket' | sed 's/ .*//'; }
 
-# Until libvirtd answers after a start. libvirt 7.0 may stand still then: it forks while its threads start, and the child, which
-# is still libvirtd, waits for ever for a lock of GLib's. Only such a pair is killed; systemd starts another.
+# Stops libvirtd together with the sockets that would start it again.
+stop_libvirtd() {
+    # shellcheck disable=SC2046 # one word per socket
+    systemctl stop --quiet $(libvirtd_sockets) libvirtd.service
+}
+
+start_libvirtd() {
+    # shellcheck disable=SC2046 # one word per socket
+    systemctl start --quiet $(libvirtd_sockets) libvirtd.service
+    wait_for_libvirtd
+}
+
+# The EXTRA argument of a release hook after `virsh destroy`; libvirt before 10.5 gives no reason.
+destroyed() { if libvirt_is 10.5.0; then echo destroyed; else echo -; fi; }
+
+# Waits until libvirtd answers after a start. libvirt 7.0 may hang then: it forks while its threads start, and the child,
+# which is still libvirtd, waits forever for a lock of GLib. Only such a pair is killed; systemd then starts another.
 wait_for_libvirtd() {
     local end=$((SECONDS + 90))
     until timeout 20 virsh -q list >/dev/null 2>&1; do
@@ -380,7 +417,7 @@ wait_for_libvirtd() {
     done
 }
 
-# without_hook CMD...: runs CMD with the hook out of libvirtd's sight and puts it back whatever happens.
+# without_hook CMD...: runs CMD while libvirtd has no hook, and always puts the hook back.
 without_hook() (
     hook=/etc/libvirt/hooks/qemu
     aside=$hook.aside
@@ -392,26 +429,41 @@ without_hook() (
     "$@"
 )
 
-# Lines of syslog since this scenario began that contain TEXT.
+# logged TEXT: the lines of syslog since the scenario began that contain TEXT.
 logged() { journalctl -q --no-pager -o cat --since "@${scenario_began:-0}" | grep -F -- "$1"; }
 
-# No guest holds anything, nor has left anything.
+# There is no lease.
 no_leases() { [[ ! -d $leases || -z $(ls -A "$leases") ]]; }
 
-# For the driver: what nobody may leave behind, one line each.
-leftovers() {
-    timeout 60 virsh -q list --all | sed 's/^ *//; s/^/guest: /'
-    [[ ! -d $leases ]] || find "$leases" -type f -printf 'lease: %p\n'
+# For the driver: libvirtd's pid. Starts libvirtd if it is inactive behind its socket.
+libvirtd_pid() {
+    timeout 60 virsh -q list >/dev/null
+    systemctl show --property MainPID libvirtd | sed 's/.*=//'
 }
 
-# For the driver, as the package's scriptlets: make everyone see the files that were just copied.
-# install_rpm FILE: also an older one, or the same again. The host is a Debian, whose dependencies rpm does not know.
+# For the driver: what a scenario must not leave behind, one line each.
+leftovers() {
+    local path
+    timeout 60 virsh -q list --all | sed 's/^ *//; s/^/guest: /'
+    [[ ! -d $leases ]] || find "$leases" -type f -printf 'lease: %p\n'
+    [[ -e /usr/sbin/vfpool-hook ]] || return 0
+    while read -r path; do
+        [[ -d $path ]] || echo "missing directory: $path"
+    done < <(sed -n 's/^d *\([^ ]*\).*/\1/p' /usr/lib/tmpfiles.d/vfpool.conf)
+    for path in /usr/lib/systemd/system/vfpool-*.path; do
+        systemctl --quiet is-active "${path##*/}" || echo "inactive unit: ${path##*/}"
+    done
+}
+
+# install_rpm FILE: installs it, also if it is older than the installed one or the same. The host is a Debian, and rpm does
+# not know its packages.
 install_rpm() {
     local -a debian=()
     [[ $(rpm --help) != *--force-debian* ]] || debian=(--force-debian)
     rpm --upgrade --oldpackage --replacepkgs --nodeps "${debian[@]}" "$1"
 }
 
+# For the driver, after files were copied onto the host: what the package's scriptlets do.
 after_install() {
     systemctl daemon-reload
     udevadm control --reload

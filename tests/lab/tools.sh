@@ -1,8 +1,8 @@
-# Part of the lab driver: the programs the lab needs on this machine.
-# Installs them on a Debian with root; anywhere else it only names what is missing.
+# Part of the lab driver: the programs that the lab needs on this machine.
+# As root on Debian it installs them; otherwise it only lists what is missing.
 # shellcheck shell=bash
 
-# QEMU learned igb (SR-IOV NIC) in 8.0.
+# QEMU 8.0 is the first with igb (an SR-IOV NIC).
 readonly qemu_needed=8
 
 qemu_is_recent() {
@@ -11,7 +11,7 @@ qemu_is_recent() {
     [[ ${version:-0} -ge $qemu_needed ]]
 }
 
-# Prints the Debian packages that are still to be installed, one a line.
+# Prints the Debian packages that are missing, one per line.
 missing_packages() {
     qemu_is_recent || echo qemu-system-x86
     command -v ssh >/dev/null || echo openssh-client
@@ -21,7 +21,7 @@ missing_packages() {
     PATH=$PATH:/usr/sbin:/sbin command -v mke2fs >/dev/null || echo e2fsprogs
 }
 
-# Prints `PACKAGE/SUITE` or `PACKAGE` for apt: backports only for what the release itself has too old.
+# Prints apt's arguments for a package: from backports only if the release's own version is too old.
 apt_name() {
     local candidate
     candidate=$(apt-cache policy "$1" | sed -n 's/ *Candidate: *//p')
@@ -38,8 +38,8 @@ codename() {
     (. /etc/os-release && echo "$VERSION_CODENAME")
 }
 
-# Prints each source of the release itself (not -security, not -updates alone) as one-line apt entries:
-# `deb [options] URI SUITE main`. Reads both formats apt has.
+# Prints each source of exactly this suite (not of its -security or -updates) as a one-line apt entry:
+# `deb [options] URI SUITE main`. Reads both formats of apt.
 debian_sources() {
     local suite=$1
     awk -v suite="$suite" -v RS= -F '\n' '

@@ -1,10 +1,10 @@
-# Part of the lab driver: the machine that QEMU shows to the emulated host. README.md has the table.
+# Part of the lab driver: the machine that QEMU emulates. The table is in README.md.
 # shellcheck shell=bash
 
-# Carries ssh and the default route. Bus numbers follow the order of the ports' slots, as firmware counts them.
+# The NIC of ssh and the default route. The firmware numbers the buses in the order of the ports' slots.
 readonly ssh_function=07:00.0
 
-# Each port has a slot of its own on the root bus; a `chassis` may not occur twice.
+# Each port has its own slot on the root bus, and its own `chassis` number.
 port() {
     local id=$1 slot=$2
     shift 2
@@ -13,7 +13,7 @@ port() {
 
 device() { qemu+=(-device "$1"); }
 
-# Option ROMs are left out: nothing boots from these cards and firmware would try each.
+# Without option ROMs: no card is booted from, and the firmware would try each one.
 card_acs() {
     port acs "$1"
     device igb,bus=acs,romfile=
@@ -25,7 +25,7 @@ card_pair() {
     device e1000e,bus=pair,addr=0x0.1,romfile=
 }
 
-# `second` is a host on which a guest finds the same cards at other addresses, and others at the same ones.
+# The host `second` has the same cards at other addresses, and other cards at the same addresses.
 topology() {
     case $LAB_TOPOLOGY in
         first)
@@ -56,21 +56,21 @@ topology() {
     port route 0x7
     device e1000e,bus=route,addr=0x0.0,multifunction=on,netdev=ssh,romfile=
     device "e1000e,bus=route,addr=0x0.1,romfile=$(link_end)"
-    # restrict: the host needs nothing from outside, and tests must not depend on it.
+    # restrict: the host must not depend on anything outside.
     qemu+=(-netdev "user,id=ssh,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22")
     [[ -z $LAB_LINK ]] || qemu+=(-netdev "$(link_netdev)")
 
-    # Stays empty for `lab monitor 'device_add igb,bus=hot0,...'`; the reserve is for the VFs' BARs.
+    # Empty, for `lab monitor 'device_add igb,bus=hot0,...'`; the reserved memory is for the VFs' BARs.
     port hot0 0x8 pref64-reserve=32M,mem-reserve=4M
 }
 
-# The cable to the host $LAB_LINK. Datagrams: either host may come first, go and come back.
-# Names are relative to $run, where QEMU is started.
+# The cable to the host $LAB_LINK. With datagrams either host may boot first, end, and boot again.
+# The names are relative to $run, where QEMU is started.
 link_netdev() {
     echo "dgram,id=link,local.type=unix,local.path=link,remote.type=unix,remote.path=../$LAB_LINK/link"
 }
 
-# Left to itself, QEMU counts the same addresses up in every host, and two NICs on the cable would have the same one.
+# By default QEMU counts up from the same MAC address in every host, so both NICs on the cable would have the same one.
 link_end() {
     [[ -n $LAB_LINK ]] || return 0
     printf ',netdev=link,mac=52:54:01:%s' "$(md5sum <<<"$LAB_NAME" | sed -E 's/(..)(..)(..).*/\1:\2:\3/')"
