@@ -1,4 +1,4 @@
-# Every device, driver and group of the emulated host is as the README's table says.
+# Devices, drivers and IOMMU groups of the emulated host match the table in the README.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
@@ -20,10 +20,10 @@ expect_topology() {
     expect_group 07:00.0 07:00.1
 }
 
-# Seven VFs behind ACS: each has its own group.
+# Behind ACS each of the seven VFs has its own group.
 expect_vfs_apart() {
     local vf pf
-    # With a PF that has never been up igbvf waits some seconds for each VF.
+    # igbvf waits some seconds for each VF of a PF that has never been up.
     pf=$(netdev_of 01:00.0)
     ip link set "$pf" up
     set_vfs 01:00.0 7
@@ -35,14 +35,14 @@ expect_vfs_apart() {
     ip link set "$pf" down
 }
 
-# Two VFs without ACS: one group with the PF and the port.
+# Without ACS two VFs share one group with the PF and the port.
 expect_vfs_together() {
     set_vfs 03:00.0 2
     expect_group 03:00.0 00:04.0 03:10.0 03:10.2
     set_vfs 03:00.0 0
 }
 
-# VFs that are not network cards; they have no queues before someone gives them some, so no driver either.
+# VFs that are not NICs. No driver binds them because they have no queues yet.
 expect_nvme_vfs() {
     set_vfs 06:00.0 4
     expect_group 06:00.1

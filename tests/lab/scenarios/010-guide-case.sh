@@ -1,4 +1,4 @@
-# The guide's case: a guest with 02:00.0 starts although 02:00.1 of the same group was on its host driver; both are back after stop.
+# The guide's case: a guest with 02:00.0 starts although 02:00.1 of the same group is on its host driver; both return to it after the stop.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

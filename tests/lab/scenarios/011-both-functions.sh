@@ -1,4 +1,4 @@
-# A guest with both functions of a group has no siblings to take; a group on vfio-pci before stays there.
+# A guest with both functions of a group has no siblings to detach; managed and unmanaged devices may share the group.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

@@ -1,4 +1,4 @@
-# With managed='no' the device itself is detached before the start and given back after the stop, by virsh nodedev-* no more.
+# With managed='no' the device itself is detached before the start and reattached after the stop, without virsh nodedev-*.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

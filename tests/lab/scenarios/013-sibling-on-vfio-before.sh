@@ -1,4 +1,4 @@
-# A sibling that was on vfio-pci, or on no driver, before the start is so again after the stop.
+# A sibling that was on vfio-pci, or on no driver, before the start is in the same state after the stop.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

@@ -1,4 +1,4 @@
-# Two guests want one group: the second is refused with the first one's name, disturbs nothing, and starts once the first has stopped.
+# Two guests need one group: the second start is refused and names the first guest, changes nothing, and works once the first guest has stopped.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

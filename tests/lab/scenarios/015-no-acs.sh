@@ -1,4 +1,4 @@
-# Without ACS the port, the PF and its VFs are one group: the PF can be given away (its VFs go and come back), a VF cannot, the port is untouched.
+# Without ACS the port, the PF and its VFs share one group: the PF can be assigned (its VFs are removed and created again), a VF cannot, and the port stays on its driver.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
@@ -15,7 +15,7 @@ start pf
 expect_driver 03:00.0 vfio-pci
 expect_driver 00:04.0 pcieport
 for vf in $vfs; do
-    [[ ! -e $pci/$vf ]] || fail "expected $vf to be gone with its PF"
+    [[ ! -e $pci/$vf ]] || fail "expected $vf to be removed with its PF"
 done
 stop pf
 expect_driver 03:00.0 igb

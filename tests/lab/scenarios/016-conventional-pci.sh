@@ -1,4 +1,4 @@
-# Conventional PCI behind a bridge: the other device on the bus is taken and given back, the bridge never.
+# Conventional PCI behind a bridge: the other device on the bus is detached and reattached, the bridge stays on its driver.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

@@ -1,4 +1,4 @@
-# The host keeps its network: a start that would take the default route, a bridge port, a VLAN's carrier or an address away is refused, unless allowed.
+# The host keeps its network: a start that would detach the NIC of the default route, of a bridge, of a VLAN or of an address is refused, unless the NIC is allowed.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

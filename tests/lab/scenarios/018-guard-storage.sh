@@ -1,12 +1,12 @@
-# The host keeps its disks: a mounted file system, swap, and members of md and LVM (mounted or not) are never taken.
+# The host keeps its disks: a disk that is mounted, used as swap, or a member of md or LVM (mounted or not) is never detached.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
 nvme=$(basename /sys/bus/pci/devices/0000:06:00.0/nvme/nvme*)
 disk=/dev/${nvme}n1
-# With native multipath the controller itself has only hidden paths to it.
+# With native multipath the controller itself has only hidden paths to the disk.
 [[ -b $disk ]] || fail "expected the disk $disk of 06:00.0"
-# Whatever is made of it, and however far that got.
+# Undoes all uses below, also when only some of them exist.
 free_disk() {
     {
         umount /mnt
@@ -19,9 +19,13 @@ free_disk() {
 trap free_disk EXIT
 define_guest own "$(hostdev 06:00.0)"
 define_guest unmanaged "$(hostdev 06:00.0 no)"
-define_guest disk "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='yes' namespace='1'><address domain='0x0000' bus='0x06' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/></disk>"
+guests=(own unmanaged)
+if has_nvme_disks; then
+    define_guest disk "$(nvme_disk 06:00.0 yes)"
+    guests+=(disk)
+fi
 refused() {
-    for guest in own unmanaged disk; do
+    for guest in "${guests[@]}"; do
         expect_fails "$1" virsh start $guest
     done
     expect_driver 06:00.0 nvme

@@ -1,4 +1,4 @@
-# A VF as interface (with its MAC), an NVMe controller as disk and as hostdev start and come back; a VF needs no sibling.
+# A VF as an interface (with its MAC address), an NVMe controller as a disk and as a hostdev: each starts and returns to its driver; a VF has no sibling.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
@@ -7,7 +7,7 @@ ip link set "$(netdev_of 01:00.0)" up
 wait_until 10 test -e "$pci/0000:01:10.2/driver"
 before=$(snapshot_drivers)
 define_guest interface "<interface type='hostdev' managed='yes'><mac address='52:54:00:6d:90:02'/><source><address type='pci' domain='0x0000' bus='0x01' slot='0x10' function='0x2'/></source></interface>"
-define_guest disk "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='no' namespace='1'><address domain='0x0000' bus='0x06' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/></disk>"
+if has_nvme_disks; then define_guest disk "$(nvme_disk 06:00.0 no)"; else define_guest disk "$(hostdev 06:00.0 no)"; fi
 define_guest vf "$(hostdev 01:10.0 no)"
 for guest in interface disk vf; do
     start $guest

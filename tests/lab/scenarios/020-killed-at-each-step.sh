@@ -1,4 +1,4 @@
-# The hook is killed before each of its system calls that change anything, in prepare and in release; whatever comes next brings all back.
+# The hook is killed before each system call that changes something, in prepare and in release; the next event restores the host.
 # deadline: 600
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
@@ -7,20 +7,20 @@ define_guest demo "$(hostdev 02:00.0 no)"
 virsh dumpxml demo >/run/lab/demo.xml
 before=$(snapshot_drivers)
 hook=/usr/sbin/vfpool-hook
-# Below systemd-run the hook's libvirtd is a process that ends with it, as `reconcile` wants to see.
+# Under systemd-run the hook's parent, which stands for libvirtd, ends with the hook; `reconcile` needs to see that.
 run_hook() {
     local -a orphan=()
     [[ $next != reconcile ]] || orphan=(systemd-run --quiet --wait --pipe --collect)
     "${orphan[@]}" "${@:2}" $hook demo "$1" begin - </run/lab/demo.xml
 }
 call() { run_hook "$1" || fail "$1 after a kill at $step: exit $?"; }
-# Dies before the Nth call of a kind; fails once there is none any more. clone is the fork for a write to sysfs.
+# Killed before the Nth call of a kind; fails once there are fewer calls. clone is the fork for a write to sysfs.
 killed_at() { ! run_hook "$1" strace -qq -o /dev/null -e inject="$2:signal=KILL:when=$3" >/dev/null 2>&1; }
 is_back() {
     [[ $(snapshot_drivers) == "$before" ]] || fail "killed at $step: $(diff <(echo "$before") <(snapshot_drivers))"
     [[ -z $(ls "$leases" 2>/dev/null) ]] || fail "killed at $step: the lease is still there"
 }
-# What comes after a kill takes turns.
+# The kinds of events that follow a kill, in turn.
 after=(release prepare reconcile)
 recover() {
     case $next in

@@ -1,4 +1,5 @@
-# libvirtd is killed while the hook prepares: the guest's next start, another guest's start, or `vfpool reconcile` mends it.
+# libvirtd is killed while the hook runs prepare: the guest's next start, another guest's start, or `vfpool reconcile` restores the host.
+# ends: libvirtd
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
@@ -13,7 +14,7 @@ chmod 755 $hook
 define_guest demo "$(hostdev 02:00.0)"
 define_guest other "$(hostdev 02:00.1)"
 
-# Returns with libvirtd new, the guest off, and its sibling still taken.
+# Returns when another libvirtd runs, the guest is off, and its sibling is still detached.
 kill_in_prepare() {
     rm -f /run/lab/prepared
     virsh start demo >/dev/null 2>&1 &

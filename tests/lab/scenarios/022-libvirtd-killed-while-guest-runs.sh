@@ -1,4 +1,5 @@
-# libvirtd is killed while a guest runs: the guest goes on, also when our records were lost, and everything goes back when it stops.
+# libvirtd is killed while a guest runs: the guest keeps running, even if the leases were lost, and its devices are reattached when it stops.
+# ends: libvirtd
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
@@ -22,7 +23,7 @@ restart_libvirtd
 expect_output 'learned from the running guest' logged 02:00.1
 expect_fails "guest 'demo' has" virsh start other
 stop demo
-# What it was before went with the records: it is left as it is, and that was said.
+# Its original driver was recorded in the lost lease: it stays on vfio-pci, and the log said so.
 expect_driver 02:00.1 vfio-pci
 bind 02:00.1 e1000e
 remove_guest demo

@@ -1,4 +1,4 @@
-# `virsh start` fails after prepare has succeeded: everything goes back.
+# `virsh start` fails after prepare has succeeded: all devices are reattached.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

@@ -1,4 +1,4 @@
-# Five guests with a group each start and stop at the same time, ten times over; the drivers at the end are exactly those at the start.
+# Five guests with a group each start and stop at the same time, ten times; the drivers at the end are those at the start.
 # deadline: 900
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail

@@ -1,11 +1,11 @@
-# Whatever the hook is fed, it says in one line what is wrong, and changes nothing; reconnect, release and the unknown always succeed.
+# Bad input is reported in one line and changes nothing; reconnect, release and unknown operations always succeed.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
 hook=/usr/sbin/vfpool-hook
 before=$(snapshot_drivers)
 domain() { guest_xml demo "$@"; }
-# refuses TEXT XML: prepare and start do, in one line.
+# refuses TEXT XML: the operations in $failing fail with one line that contains TEXT.
 refuses() {
     local operation output status
     for operation in $failing; do
@@ -18,7 +18,7 @@ refuses() {
         $hook demo "$operation" begin - <<<"$2" >/dev/null || fail "$operation has to succeed, found exit $?"
     done
 }
-# The filters, too, understand only a domain; what it asks for, they leave to the start.
+# The filters also need a domain; its devices are checked at the start only.
 failing='prepare start migrate restore'
 refuses 'is empty' ''
 refuses 'no libvirt domain' '<network><name>x</name></network>'
@@ -41,13 +41,17 @@ $hook demo release </dev/null
 $hook demo reconnect begin - extra </dev/null
 [[ $(snapshot_drivers) == "$before" ]] || fail "bad input changed something"
 
-# Names that libvirt itself accepts go the whole way, others at least through the hook.
+# Guests with names that libvirt accepts are started; other names are passed to the hook directly.
 for name in 'two words' "it's \"quoted\"" '..' 'gäst 日本' '50%'; do
     xml=$(guest_xml NAME "$(hostdev 02:00.0)" | sed "s#<name>NAME#<name>$(sed 's/&/\&amp;/g; s/</\&lt;/g' <<<"$name")#")
     if virsh -q define /dev/stdin <<<"$xml" 2>/dev/null; then
-        start "$name"
-        expect_driver 02:00.1 vfio-pci
-        stop "$name"
+        # libvirt 4.5 refuses the name `..` only when the guest starts.
+        if output=$(virsh -q start "$name" 2>&1); then
+            expect_driver 02:00.1 vfio-pci
+            stop "$name"
+        elif [[ $name != .. || $output != *'nvalid'* ]]; then
+            fail "start of '$name': $output"
+        fi
         remove_guest "$name"
     fi
 done

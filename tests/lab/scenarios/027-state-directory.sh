@@ -1,4 +1,4 @@
-# Our records missing, read-only, on a full disk or corrupt: a start is refused or the matter reported, other guests go on, nothing is left taken.
+# The state directory is missing, read-only, full or corrupt: the start is refused or the problem is logged, other guests keep working, and no device stays detached.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
@@ -8,6 +8,7 @@ define_guest other "$(hostdev 05:01.0)"
 define_guest plain
 before=$(snapshot_drivers)
 
+trap 'systemd-tmpfiles --create vfpool.conf' EXIT
 rm -rf $state
 start demo
 stop demo
@@ -19,7 +20,7 @@ start plain
 stop plain
 umount $state
 
-# One page each for the folders, none for a lease.
+# Enough inodes for some of the directories, or for all of them, but not for a lease.
 for inodes in 3 4 5 6 7 8 9 10; do
     mount -t tmpfs -o nr_inodes=$inodes lab $state
     if virsh start demo >/dev/null 2>/run/lab/error; then

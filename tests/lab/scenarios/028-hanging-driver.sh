@@ -1,8 +1,8 @@
-# A driver that hangs in the kernel: the start fails at its deadline, guests of other groups are not held up, and later all is given back.
+# A driver hangs in the kernel: the start fails at its deadline, guests of other groups are not delayed, and later all devices are reattached.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
-# The hook's child, which makes the write, is stopped for long at its write(2), as a driver that hangs would.
+# The hook's child that writes to sysfs is held in write(2), as a hanging driver would hold it.
 hook=/etc/libvirt/hooks/qemu
 mv $hook $hook.aside
 cat >$hook <<'END'
@@ -19,12 +19,12 @@ wait_until 30 grep -q . /run/vfpool/leases/slow
 began=$SECONDS
 start fast
 stop fast
-jobs -r | grep -q slow || fail "the slow start should still be at it ($((SECONDS - began)) s)"
+jobs -r | grep -q slow || fail "the slow start should still be running ($((SECONDS - began)) s)"
 wait || true
 expect_output 'the kernel has not come back from it for 15 s' cat /run/lab/slow
 mv $hook.aside $hook
 rm /etc/vfpool/host.xml
-# What hung is given back by the next event of any guest.
+# The next event of any guest reattaches what hung.
 wait_until 60 eval '! pgrep -x vfpool-hook'
 start fast
 stop fast

@@ -1,4 +1,4 @@
-# A VF that libvirt's own hostdev network picks is known only at the hook's start: from then on it is leased, and refused to others.
+# A VF that a libvirt hostdev network chooses is known only when the start hook runs: from then on it is leased, and refused to other guests.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

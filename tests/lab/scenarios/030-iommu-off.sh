@@ -1,4 +1,4 @@
-# On a host whose IOMMU is off, the refusal says how to switch it on.
+# On a host whose IOMMU is off, the refusal says how to enable it.
 # runs: outside
 set -euo pipefail
 
@@ -17,4 +17,4 @@ export LAB_NAME=iommu-off LAB_KERNEL=intel_iommu=off files
     status=0
     output=$("$LAB" run /root/hook demo prepare begin - <"$files/guest.xml" 2>&1) || status=$?
     [[ $status == 1 && $output == *"0000:02:00.0 has no IOMMU group: the IOMMU is off."*"intel_iommu=on iommu=pt"* ]] ||
-        { echo "expected the way to switch the IOMMU on, found (exit $status): $output"; exit 1; }'
+        { echo "expected how to enable the IOMMU, found (exit $status): $output"; exit 1; }'

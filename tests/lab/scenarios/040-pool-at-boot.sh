@@ -1,5 +1,6 @@
-# After a boot the VFs of a pool are there, on vfio-pci and without network interfaces, before libvirtd runs.
+# After a boot the VFs of a pool exist, on vfio-pci and without network interfaces, before libvirtd runs.
 # runs: outside
+# ends: libvirtd
 # deadline: 400
 set -euo pipefail
 
@@ -26,10 +27,10 @@ stamp() { systemctl show -p "$2" --value "$1"; }
 done=$(stamp vfpool-setup.service ExecMainExitTimestampMonotonic)
 begun=$(stamp libvirtd.service ExecMainStartTimestampMonotonic)
 ((0 < done && done < begun)) || fail "libvirtd began at $begun us, vfpool setup ended at $done us: expected the other order"
-# Each was told once, and no host driver had a VF in between.
+# Each VF is logged once, and no host driver has bound one.
 for vf in $(vfs_of 01:00.0); do
     found=$(logged "$vf: no driver -> vfio-pci (pool 'net')" | wc -l)
-    [[ $found == 1 ]] || fail "$vf: expected it to come to vfio-pci from no driver once, found $found times"
+    [[ $found == 1 ]] || fail "$vf: expected one move from no driver to vfio-pci, found $found"
 done
-! logged 'igbvf 0000:' || fail "igbvf: expected it not to see any VF"
+! logged 'igbvf 0000:' || fail "igbvf: expected it not to probe any VF"
 END

@@ -1,4 +1,4 @@
-# The PF of a pool that is plugged in later gets its VFs by itself; when it is pulled out, setup names what is missing.
+# A pool's PF that is hot-added gets its VFs automatically; after it is removed, setup reports what is missing.
 # runs: outside
 set -euo pipefail
 
@@ -23,7 +23,7 @@ wait_until 60 test ! -e "$pci/0000:08:00.0"
 expect_fails "there is no PCI function" vfpool setup
 END
 done
-# Nothing has run into systemd's limit of starts.
+# systemd's start limit was not reached.
 inside <<'END'
 . /run/lab/lib.sh
 [[ $(systemctl is-active vfpool-setup.path) == active ]] || fail "vfpool-setup.path: $(systemctl status vfpool-setup.path)"

@@ -1,4 +1,4 @@
-# A PF without a network interface: NVMe controllers as VFs; the PF's own disk stays in use meanwhile.
+# A PF without a network interface: NVMe controllers as VFs; the PF's own disk stays in use.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 trap 'remove_pools 06:00.0' EXIT

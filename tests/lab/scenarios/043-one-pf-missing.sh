@@ -1,4 +1,4 @@
-# Of two pools, and in one pool of two PFs, the one that is there is set up whatever is wrong with the other.
+# If one PF of a pool, or one pool, is broken, all others are still set up.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 trap 'remove_pools 01:00.0 06:00.0' EXIT

@@ -1,4 +1,4 @@
-# A hostdev network of libvirt with the PF of a pool is told of; the network's own XML is a pool as it is.
+# setup warns about a libvirt hostdev network on the PF of a pool; the network's XML is accepted as a pool file.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 trap 'remove_pools 01:00.0' EXIT
@@ -8,10 +8,10 @@ virsh -q net-define /dev/stdin <<<"<network><name>passthrough</name><forward mod
 virsh net-dumpxml passthrough >/etc/vfpool/pools.d/net.xml
 expect_output "warning: libvirt's network 'passthrough' and pool 'passthrough' both have VFs of the PF $pf" vfpool setup
 expect_ready 01:00.0 7
-# With its VFs, as it is shown once it runs.
+# A running network is shown with its VFs.
 virsh -q net-start passthrough
 virsh net-dumpxml passthrough >/etc/vfpool/pools.d/net.xml
 virsh -q net-destroy passthrough
 virsh -q net-undefine passthrough
 output=$(vfpool setup 2>&1)
-[[ -z $output ]] || fail "setup: expected not a word, found: $output"
+[[ -z $output ]] || fail "setup: expected no output, found: $output"

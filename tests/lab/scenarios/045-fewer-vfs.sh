@@ -1,4 +1,4 @@
-# The number of VFs is not changed while a guest has one, and is changed once it has stopped.
+# The number of VFs does not change while a guest has one, and changes once the guest has stopped.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 trap 'remove_pools 01:00.0' EXIT

@@ -1,4 +1,4 @@
-# VFs that appear by other ways come to vfio-pci by udev, but for one that the host uses; NetworkManager is kept off.
+# VFs that are created by other means are bound to vfio-pci by udev, unless the host uses them; NetworkManager ignores them.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 trap 'remove_pools 01:00.0' EXIT
@@ -9,7 +9,7 @@ pool net "<pf dev='$pf'/>"
 set_vfs 01:00.0 4
 wait_until 60 is_ready 01:00.0 4
 set_vfs 01:00.0 0
-# With the PF's turn taken, nobody binds them.
+# While the PF is locked, vfpool does not bind its VFs.
 mkdir -p /run/vfpool/pfs
 exec 9>/run/vfpool/pfs/0000:01:00.0
 flock 9

@@ -1,4 +1,4 @@
-# Seven guests hard-coded to the same VF are adopted, parked each at its own, and started at the same moment by plain virsh start.
+# Seven guests hard-coded to one VF are adopted, each is parked at a VF of its own, and all start at the same time by plain virsh start.
 # deadline: 400
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail

@@ -1,5 +1,6 @@
-# Guests that start with the host find VFs that were made before libvirtd ran, each its own.
+# Guests with autostart find VFs that were created before libvirtd started, a different one each.
 # runs: outside
+# ends: libvirtd
 # deadline: 500
 set -euo pipefail
 inside() { "$LAB" run bash -c ". /run/lab/lib.sh; set -euo pipefail; $1"; }
@@ -16,8 +17,8 @@ inside '
 seven_run() { [[ $(virsh -q list --name | grep -c .) == 7 ]]; }
 wait_until 200 seven_run
 expect_no_sharing
-made=$(systemctl show -p ExecMainExitTimestampMonotonic --value vfpool-setup.service)
+created=$(systemctl show -p ExecMainExitTimestampMonotonic --value vfpool-setup.service)
 started=$(systemctl show -p ExecMainStartTimestampMonotonic --value libvirtd.service)
-[[ $made -gt 0 && $made -lt $started ]] || fail "VFs were ready at $made us, libvirtd was started at $started us"
+[[ $created -gt 0 && $created -lt $started ]] || fail "VFs were ready at $created us, libvirtd was started at $started us"
 remove_all_guests
 remove_pools'

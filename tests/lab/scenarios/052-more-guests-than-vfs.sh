@@ -1,4 +1,4 @@
-# Ten guests for seven VFs: the eighth is told who has them, starts as soon as one is free, and with vfpool start at once.
+# Ten guests for seven VFs: the eighth start is refused and names the holders, works as soon as a VF is free, and `vfpool start` works at once.
 # deadline: 600
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
@@ -15,8 +15,14 @@ for number in 1 2 3 4 5 6 7; do
 done
 expect_fails "no device of pool 'passthrough' is free" vfpool start g8
 
-# Plain virsh start, within two seconds of the stop.
+# Plain virsh start: the guest is parked within two seconds of the stop, or, on a host under load, within eight times what
+# the two edits of its definition take there by hand.
 wait_until 30 eval '! systemctl --quiet is-active vfpool-reconcile.service'
+edit_began=$(date +%s%3N)
+virsh -q detach-device g10 /dev/stdin --config <<<"$(hostdev "$(parked_at g10)")" >/dev/null
+virsh -q attach-device g10 /dev/stdin --config <<<"$(hostdev 01:10.0)" >/dev/null
+limit=$((8 * ($(date +%s%3N) - edit_began)))
+((limit > 2000)) || limit=2000
 vf=$(devices_of g3)
 stop g3
 stopped=$(date +%s%3N)
@@ -29,9 +35,9 @@ took=$(($(date +%s%3N) - stopped))
 echo "g8 was parked $took ms after the stop of g3"
 virsh -q start --paused g8 || fail "start of g8 after the stop of g3"
 [[ $(devices_of g8) == "$vf" ]] || fail "g8 has $(devices_of g8), expected $vf"
-((took <= 2000)) || fail "g8 had to wait $took ms"
+((took <= limit)) || fail "g8: expected to be parked within $limit ms, found $took ms"
 
-# vfpool start: no wait at all, and the definition stays.
+# vfpool start needs no wait, and the definition stays unchanged.
 before=$(virsh dumpxml g9 --inactive)
 vf=$(devices_of g5)
 stop g5

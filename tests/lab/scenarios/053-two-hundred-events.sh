@@ -1,4 +1,4 @@
-# Two hundred random starts, stops, destroys and kills of ten guests on seven VFs: never two on one VF, never a VF lost, no definition changed.
+# Two hundred random starts, stops and kills of ten guests on seven VFs: no VF is shared, none is lost, and no definition changes.
 # deadline: 1500
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail

@@ -1,5 +1,6 @@
-# On a host whose PF sits elsewhere, a moved definition is parked and starts, and an offline migration is resolved by the filter; saves and live migrations pass through the hook.
+# On a host with the PF at another address a moved definition is parked and starts, and the filter resolves an offline migration; saves and live migrations pass the hook.
 # runs: outside
+# ends: libvirtd
 # deadline: 700
 set -euo pipefail
 
@@ -19,7 +20,7 @@ define_guest live \"<metadata><r:request xmlns:r='urn:vfpool:domain:1'><device p
 wait_until 30 eval '[[ \$(parked_at migrated) != \$(parked_at moved) ]]'"
 on_second 'define_pool passthrough "<pf dev='"'\$(netdev_of 02:00.0)'"'/>"'
 
-# A definition that somebody carries over.
+# A definition is copied by hand.
 "$LAB" run virsh dumpxml --inactive moved | other run virsh -q define /dev/stdin
 on_second '
 at_home() { [[ $(parked_at moved) == 0000:02:1* ]]; }
@@ -29,7 +30,7 @@ expect_output 8086:10ca virsh qemu-monitor-command moved --hmp "info pci"
 [[ $(devices_of moved) == 0000:02:1* ]] || fail "moved has $(devices_of moved)"
 stop moved'
 
-# Both are called `host`, which libvirt takes for the same one, and have no address for each other.
+# Both hosts are named `host`, which libvirt treats as one host, and neither has an address on the cable.
 address=1
 for where in on_first on_second; do
     $where "
@@ -46,8 +47,9 @@ systemctl start libvirtd-tcp.socket libvirtd.service"
 on_first 'is_reached() { (: </dev/tcp/host2/16509) 2>/dev/null; }
 wait_until 60 is_reached'
 
-# The output of the filter is what an offline migration defines. Nobody parks it meanwhile. libvirt 7.0 migrates no guest with
-# a PCI device, not even one that is off: there the filter is called as a later one does, and what it prints is defined.
+# An offline migration defines the output of the filter; the reconciler is stopped so that it does not park the guest first.
+# libvirt 7.0 does not migrate a guest with a PCI device, even if it is off: there the scenario calls the filter and defines
+# its output.
 on_second 'systemctl stop vfpool-reconcile.path'
 migrate='virsh -q migrate --offline --persistent migrated qemu+tcp://host2/system'
 if [[ $("$LAB" run virsh --version) == 7.0.* ]]; then
@@ -67,7 +69,7 @@ systemctl start vfpool-reconcile.path
 start migrated
 stop migrated'
 
-# No emulated device survives a save; a guest without one does, and the hook sees it.
+# An emulated device does not survive a save. A guest without a device does, and the hook is called for it.
 on_first "
 start live
 virsh -q save live /run/lab/saved
@@ -83,7 +85,7 @@ on_second "
 expect_state live running
 journalctl -q --no-pager -o cat | grep -qF \"guest 'live' asks pool 'passthrough'\" || fail 'the hook was not called for the incoming guest'"
 
-# The filter by hand, on the XML that has no device of this host.
+# The filter by hand, with XML whose device does not exist on this host.
 on_second '
 remove_guest moved
 hook=/etc/libvirt/hooks/qemu

@@ -1,10 +1,11 @@
-# Ten guests are moved 500 times while somebody edits them all the time: not one edit is lost, and nothing else changes.
+# Ten guests are parked 500 times while their definitions are edited: no edit is lost, and nothing else changes.
 # deadline: 1500
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
 define_passthrough
 modprobe vfio-pci
+trap 'touch /run/lab/enough; systemctl start vfpool-reconcile.path vfpool-definitions.path' EXIT
 systemctl stop vfpool-reconcile.path vfpool-definitions.path
 for number in 1 2 3 4 5 6 7 8 9 10; do
     source=$(hostdev 01:10.0 | sed "s/<address /&type='pci' /" | sed 's/.*\(<source>.*<\/source>\).*/\1/')
@@ -17,7 +18,7 @@ for number in 1 2 3 4 5 6 7 8 9 10; do
 done
 before=$(definitions)
 
-# Each edit is read back later: what the last one of each guest said has to be there.
+# Each edit is read back; at the end the last edit of each guest must still be there.
 edit() {
     local round=0 guest
     while [[ ! -e /run/lab/enough ]]; do
@@ -36,7 +37,7 @@ rm -f /run/lab/enough
 edit >/run/lab/edits 2>&1 &
 editor=$!
 
-# The pool changes hands again and again, so that all of its guests have to move.
+# The pool's members alternate, so that all guests must move each time.
 moves() { logged ': parked at ' | wc -l; }
 address_element() { hostdev "$1" | sed "s/.*<source><address \(.*\)<.source>.*/<address type='pci' \1/"; }
 half() {
@@ -58,6 +59,5 @@ for number in 1 2 3 4 5 6 7 8 9 10; do
     [[ $(devices_of "g$number" --inactive | wc -l) == 1 ]] || fail "g$number has $(devices_of "g$number" --inactive)"
 done
 changed=$(diff <(echo "$before") <(definitions | sed '/<description>/d')) || fail "more changed than the edits: $changed"
-systemctl start vfpool-reconcile.path vfpool-definitions.path
 remove_all_guests
 remove_pools

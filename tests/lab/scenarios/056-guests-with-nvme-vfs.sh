@@ -1,4 +1,4 @@
-# Guests that all point at the same NVMe VF, and ask the pool of its PF, start each with its own; the PF's disk stays the host's.
+# Guests that all point at one NVMe VF and are adopted by the pool of its PF start with a VF each; the PF's disk stays with the host.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 

@@ -1,4 +1,4 @@
-# vfpool check finds VFIO kept from being loaded, and unsafe interrupts allowed without need; what it prints cures both.
+# vfpool check finds a VFIO module that cannot be loaded, and unsafe interrupts allowed without need; both remedies work.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 module=$(modinfo -n vfio_pci)

@@ -1,4 +1,4 @@
-# vfpool check finds what is wrong with pools, PFs, VFs, groups and networks, and what it prints cures each that a command can.
+# vfpool check finds faults in pools, PFs, VFs, groups and networks; each remedy that is a command works.
 # deadline: 600
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
@@ -10,7 +10,7 @@ pf=$(netdev_of 01:00.0)
 virsh -q list
 reload_libvirtd
 
-# Made by nobody yet, then fewer than wished, then on another driver, then down.
+# VFs not created yet, then too few, then on another driver; a PF that is down.
 ip link set "$pf" down
 pool net "<pf dev='$pf' vfs='4'/>"
 [[ -n $(finding pf "PF 0000:01:00.0 is down ($pf)") ]] || fail "PF down: $(vfpool check)"
@@ -26,7 +26,7 @@ bind 01:10.2 igbvf
 cure warning vfs '1 of the 6 VFs of PF 0000:01:00.0 are not on vfio-pci; 0000:01:10.2 is on igbvf'
 ip link set "$pf" down
 cure failure pf 'is down'
-# Without a driver it has no interface to be named by.
+# Without a driver the PF has no interface to name it by.
 pool net "<pf address='01:00.0' vfs='6'/>"
 bind 01:00.0 none
 cure failure pf 'is on no driver'
@@ -45,7 +45,7 @@ virsh -q net-start 'old net'
 cure warning network "'old net'"
 [[ -z $(virsh -q net-list --all | grep 'old net') ]] || fail "the network is still there"
 
-# Files and lines that cannot be used, each by itself.
+# Invalid files and lines, one at a time.
 pool other "<pf address='01:00.0'/>"
 [[ -n $(finding pool "Cannot use <pf address='01:00.0'> in /etc/vfpool/pools.d/other.xml line 4") ]] || fail "overlap: $(vfpool check)"
 pool other "<pf dev='eth77'/>" "<pf address='02:00.0'/>" "<pf address='01:10.0'/>"
@@ -60,7 +60,7 @@ echo '<host><alow/></host>' >/etc/vfpool/host.xml
 rm /etc/vfpool/host.xml
 expect_ready_host
 
-# One group for PF and VFs: nobody can have a VF. For two functions: one guest can.
+# PF and VFs in one group: no guest can have a VF. Two functions in one group: one guest can have them.
 pool single "<pf address='03:00.0' vfs='2'/>"
 vfpool setup 03:00.0
 [[ $(finding group 'No guest can have 0000:03:10.0 and 1 more of pool '\''single'\'': the PF 0000:03:00.0 is in the same IOMMU group' | jq -r .state) == failure ]] ||

@@ -1,4 +1,4 @@
-# vfpool check finds guests whose requests, devices or memory limits keep them from starting, and what it prints cures them.
+# vfpool check finds guests that cannot start because of their requests, devices or memory limits; each remedy works.
 # deadline: 600
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
@@ -9,12 +9,12 @@ reload_libvirtd
 adopted_guests 1 passthrough 01:10.0
 expect_ready_host
 
-# A pool that is not there any more.
+# A pool that was removed.
 mv /etc/vfpool/pools.d/passthrough.xml /root/
 cure failure request "Guest 'g1' cannot start: it asks for a device of pool 'passthrough'. There is no pool"
 mv /root/passthrough.xml /etc/vfpool/pools.d/
 expect_ready_host
-# A request whose device somebody took away.
+# A request whose device was detached by hand.
 remove_guest g1
 adopted_guests 1 passthrough 01:10.0
 parked=$(parked_at g1)
@@ -22,7 +22,7 @@ virsh -q detach-device g1 /dev/stdin --config <<<"$(hostdev "$parked")"
 cure warning request "Guest 'g1' asks pool 'passthrough' for a device at"
 remove_guest g1
 
-# Less memory may be locked than the guest has. The name is as bad as libvirt lets it be.
+# The memory limit is lower than the guest's memory. The guest has a name that the shell must quote.
 name="it's g2"
 define_guest "$name" "$(hostdev 01:10.0)"
 virsh -q memtune "$name" --hard-limit 32768 --config
@@ -47,7 +47,7 @@ define_guest g4 "$(hostdev 55:00.0)"
     fail "missing: $(vfpool check)"
 remove_guest g4
 
-# What a running guest has is no finding.
+# The device of a running guest is no finding.
 define_guest g5 "$(hostdev 01:10.2)"
 start g5
 expect_ready_host

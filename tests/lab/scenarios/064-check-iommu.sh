@@ -1,4 +1,4 @@
-# vfpool check finds the IOMMU and interrupt remapping switched off; with the kernel's command line that it prints, both are on.
+# vfpool check finds the IOMMU and interrupt remapping disabled; with the kernel command line that it prints, both are enabled.
 # runs: outside
 # deadline: 600
 set -euo pipefail
@@ -6,13 +6,13 @@ set -euo pipefail
 files=$(mktemp -d)
 trap 'rm -rf "$files"' EXIT
 "$LAB" run cat /usr/sbin/vfpool >"$files/vfpool"
-# Stands for grub, of which the emulated host has none: what would be the next kernel's line.
+# Replaces grub, which the emulated host does not have: prints the command line of the next boot.
 cat >"$files/update-grub" <<'END'
 #!/bin/sh
 . /etc/default/grub
 echo $GRUB_CMDLINE_LINUX >/root/line
 END
-# Prints the next line, or fails with what was found instead of the one failure of ID with TEXT.
+# Runs the remedy of the failure ID with TEXT and prints the next command line; fails if there is no such failure.
 cat >"$files/cure" <<'END'
 #!/bin/bash
 set -euo pipefail
@@ -27,7 +27,7 @@ END
 chmod 755 "$files"/*
 export files LAB_NAME=iommu-off LAB_KERNEL
 
-# on LINE [ID TEXT]: what `cure` says on a host that was booted with this line.
+# on LINE [ID TEXT]: the output of `cure` on a host that was booted with this command line.
 on() {
     LAB_KERNEL=$1
     # shellcheck disable=SC2016 # expanded by the inner shell

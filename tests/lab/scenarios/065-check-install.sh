@@ -1,4 +1,4 @@
-# vfpool check finds units, udev's rule and the state's folder that are not as installed; what it prints cures each.
+# vfpool check finds units, the udev rule and the state directory that are not as installed; each remedy works.
 # deadline: 600
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
@@ -14,7 +14,7 @@ cure failure units 'vfpool-definitions.path is enabled and does not watch'
 systemctl --quiet disable --now vfpool-setup.path
 systemctl --quiet mask vfpool-setup.path
 cure failure units 'vfpool-setup.path is masked'
-# A run that fails, and its cause mended.
+# A run that failed, and whose cause is fixed.
 echo '<pool' >/etc/vfpool/pools.d/x.xml
 ! systemctl start vfpool-setup.service 2>/dev/null || fail "expected the unit to fail"
 rm /etc/vfpool/pools.d/x.xml

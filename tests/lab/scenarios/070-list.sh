@@ -1,10 +1,11 @@
-# What list shows of real devices: pools of NICs and NVMe with guests that run and that are stopped, a sibling, a PF that is missing; with libvirtd stopped, too.
+# vfpool list shows pools of NICs and NVMe, running and stopped guests, a sibling and a missing PF; also while libvirtd is stopped.
 # deadline: 400
+# ends: libvirtd
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
-trap 'systemctl start libvirtd.socket libvirtd.service; remove_all_guests; remove_pools 01:00.0 06:00.0' EXIT
+trap 'start_libvirtd; remove_all_guests; remove_pools 01:00.0 06:00.0' EXIT
 
-# line ADDR TEXT [list's arguments]: the line of a device ends like that.
+# line ADDR TEXT [list's arguments]: the line of a device ends with TEXT.
 line() {
     local found
     found=$(vfpool list "${@:3}" 2>/dev/null | grep "^ *0000:$1 ") || fail "list: expected a line for $1, found none"
@@ -43,20 +44,20 @@ expect_output '"version": 1' vfpool list --json
 expect_output 'vfpool_devices{pool="disk",state="leased"} 1' vfpool list --metrics
 expect_output 'vfpool_leases{state="active"} 3' vfpool list --metrics
 
-# Colours on a terminal only, and not for those who do not want them.
+# Colours only on a terminal, and not with NO_COLOR.
 escape=$'\e['
 expect_output "${escape}32mfree" env TERM=xterm script -qec 'vfpool list' /dev/null
 [[ $(NO_COLOR=1 TERM=xterm script -qec 'vfpool list' /dev/null) != *"$escape"* ]] || fail "NO_COLOR: expected no colours"
 [[ $(vfpool list) != *"$escape"* ]] || fail "a pipe: expected no colours"
-# A watch draws over the old picture, and ends with Ctrl-C.
+# --watch draws over the previous output, and ends with Ctrl-C.
 script -qec 'timeout --signal=INT --foreground 5 vfpool list --watch' /run/lab/watch >/dev/null || true
-[[ $(grep -cF "${escape}H" /run/lab/watch) -ge 2 ]] || fail "watch: expected two pictures, found $(cat -v /run/lab/watch)"
+[[ $(grep -cF "${escape}H" /run/lab/watch) -ge 2 ]] || fail "watch: expected two screens, found $(cat -v /run/lab/watch)"
 
-# Neither libvirtd nor a mended file is needed to see the rest.
+# A stopped libvirtd or an invalid pool file does not hide the rest.
 before=$(vfpool list)
-systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service
+stop_libvirtd
 [[ $(vfpool list) == "$before" ]] || fail "without libvirtd: expected $before, found $(vfpool list)"
-systemctl start libvirtd.socket libvirtd.service
+start_libvirtd
 pool gone "<pf dev='nic9'/>"
 expect_fails "there is no network interface nic9" vfpool list
 [[ $(vfpool list 2>/dev/null) == *"gone: 1 device, 1 missing"*"nic9 "*" missing"*"leased to g1"* ]] ||

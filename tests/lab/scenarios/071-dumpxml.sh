@@ -1,4 +1,4 @@
-# What dumpxml prints is what libvirt prints: of a network, which can be a pool's file again, and of a device, which virsh attaches.
+# vfpool dumpxml prints a network's XML as libvirt does, and it is accepted as a pool file; a device's XML can be attached with virsh.
 # deadline: 300
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
@@ -20,10 +20,10 @@ same() {
     # libvirt leaves out a count of 0.
     [[ ${ours/ connections=\"0\"/} == "$theirs" ]] || fail "$1: expected $theirs, found $ours"
 }
-same "nobody has one"
+same "no guest has a VF"
 define_guest demo "<interface type='network'><source network='passthrough'/></interface>"
 start demo
-same "a guest has one"
+same "a guest has a VF"
 stop demo
 virsh -q net-destroy passthrough
 vfpool dumpxml passthrough >/run/lab/dump.xml
@@ -32,7 +32,7 @@ cp /run/lab/dump.xml $file
 expect_output "passthrough: 7 devices, 7 free" vfpool list
 virsh -q net-start passthrough
 
-# Each element as it is printed, for the next start and for a running guest.
+# Each printed element, attached for the next start and to a running guest.
 define_hot_plug_guest other
 for element in '' --hostdev --interface; do
     vfpool dumpxml 01:10.2 $element | virsh -q attach-device other /dev/stdin --config

@@ -1,5 +1,6 @@
-# What `vfpool explain` says of devices and guests is what then happens: the refusals word for word, each move of a start, and its end.
+# What `vfpool explain` says about devices and guests then happens: each refusal word for word, and each step of a start and of a stop.
 # deadline: 600
+# ends: libvirtd
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
@@ -12,7 +13,7 @@ says() {
         [[ $'\n'$text$'\n' == *$'\n'"$line"$'\n'* ]] || fail "explain $1: expected the line '$line', found: $text"
     done
 }
-# The last line of what libvirt tells of a start that the hook refuses.
+# The hook's line in libvirt's message about a refused start.
 refusal() { { virsh start "$1" 2>&1 >/dev/null || true; } | grep -o "vfpool: guest '.*" || fail "start of $1: expected a refusal"; }
 # refused_as_explained GUEST REASON
 refused_as_explained() {
@@ -22,8 +23,8 @@ refused_as_explained() {
     [[ $refusal == *"$2"* ]] || fail "start of $1: expected '$2', found: $refusal"
     says "$1" "  $refusal"
 }
-# started_as_explained GUEST: each `unbind from D` of the explanation becomes a line `D -> vfio-pci` of the log, and each
-# device is where it was said to be.
+# started_as_explained GUEST: each `unbind from D` of the explanation becomes a line `D -> vfio-pci` in the log, and each
+# device is then on the driver that was announced.
 started_as_explained() {
     local text address driver
     text=$(explained "$1")
@@ -56,15 +57,14 @@ rom=no
 says 02:00.0 "  option ROM    $rom"
 started_as_explained pair
 
-# While it runs, also when libvirtd is down.
+# While the guest runs, also when libvirtd is down.
 start pair
 define_guest other "$(hostdev 02:00.1)"
-systemctl stop --quiet libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd
+stop_libvirtd
 says 02:00.1 "    0000:02:00.0  vfio-pci   guest 'pair' has it" \
     "  leased to     guest 'pair' (active, sibling), was on e1000e" '  verdict       not free'
 says pair "guest 'pair' runs (pid $(cat /run/libvirt/qemu/pair.pid))" '  0000:02:00.1  give back to e1000e (sibling)'
-systemctl start libvirtd.socket libvirtd
-wait_for_libvirtd
+start_libvirtd
 refused_as_explained other "0000:02:00.1 is not free: guest 'pair' has 0000:02:00.0 of the same IOMMU group"
 stop pair
 
@@ -90,7 +90,7 @@ says 07:00.1 "    0000:07:00.0  e1000e     needed: it carries the default route 
 define_guest network "$(hostdev 07:00.1)"
 refused_as_explained network 'it carries the default route'
 
-# A pool: what is chosen instead.
+# A pool: the device that is chosen instead.
 define_passthrough
 define_guest g1 "$(hostdev 01:10.0)"
 define_guest g2 "$(hostdev 01:10.0)"
@@ -99,7 +99,7 @@ start g1
 says 01:10.0 '  pool          passthrough' '  VF of         0000:01:00.0' "  leased to     guest 'g1' (active, managed), was on vfio-pci"
 refused_as_explained g2 "0000:01:10.0 is not free: guest 'g1' has it"
 vfpool adopt g2 passthrough
-# In the midst of the move it has none.
+# While it is being moved the guest has no device.
 is_moved() { [[ $(parked_at g2) == 0000:01:1?.? && $(parked_at g2) != 0000:01:10.0 ]]; }
 wait_until 30 is_moved
 chosen=$(parked_at g2)

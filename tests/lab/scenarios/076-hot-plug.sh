@@ -1,5 +1,6 @@
-# A running guest gets a VF of a pool, has it like any other, and loses it again when its system agrees, or keeps it.
+# A running guest gets a VF of a pool by hot-plug, and loses it when its system agrees to the unplug, or keeps it.
 # deadline: 400
+# ends: libvirtd
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
@@ -21,14 +22,14 @@ expect_output "leased to g1" vfpool list
 [[ $(virsh dumpxml g1) == *'vfpool:device pool="passthrough"'* ]] || fail "the request is not in the live metadata"
 [[ $(</etc/libvirt/qemu/g1.xml) == "$definition" ]] || fail "the definition has changed"
 
-# Nobody else gets it; libvirtd that starts anew leaves it alone.
+# No other guest gets it, and a restart of libvirtd does not change that.
 define_guest g3 "$(hostdev "$vf")"
 expect_fails "$vf is not free: guest 'g1' has it" virsh start g3
 systemctl restart libvirtd
 vfpool reconcile
 grep -q "$vf" "$leases/g1" || fail "the lease has lost $vf"
 
-# There is nobody to ask; the guest does not agree in time, and keeps it.
+# Without a terminal there is no one to ask. A guest that does not answer in time keeps the VF.
 expect_fails 'there is no terminal to ask; say --force' vfpool detach g1 passthrough --live </dev/null
 echo '<host><deadline seconds="20"/></host>' >/etc/vfpool/host.xml
 expect_fails "it has not let go of $vf within 20 s" vfpool detach g1 passthrough --live --force
@@ -36,7 +37,7 @@ grep -q "$vf" "$leases/g1" || fail "the lease has lost $vf"
 expect_output '' virsh dumpxml g1
 [[ $(devices_of g1) == "$vf" ]] || fail "g1 has lost $vf"
 
-# It agrees late; or while it is waited for.
+# The guest answers too late, and then in time.
 guest_lets_go g1
 wait_until 10 eval "[[ -z \$(devices_of g1) ]]"
 vfpool reconcile

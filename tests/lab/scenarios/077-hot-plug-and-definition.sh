@@ -1,4 +1,4 @@
-# Hot-plug with --config: guest and definition get one device, which is pooled after the next start, too; the group's rest goes along.
+# Hot-plug with --config: the guest and its definition get the same device, which is pooled from the next start on; siblings are detached with it.
 # deadline: 400
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
@@ -17,7 +17,7 @@ done
 at() { virsh dumpxml g1 "$@" | xmllint --xpath 'string(//hostdev/address/@slot)' -; }
 [[ $(at) == "$(at --inactive)" ]] || fail "in the guest at $(at), by its definition at $(at --inactive)"
 
-# Stopped and started with another VF, as its own is taken.
+# Stopped, and started with another VF because its own is in use.
 stop g1
 [[ ! -e $leases/g1 ]] || fail "the lease of g1 is still there"
 define_guest g2 "$(hostdev "$vf")"

@@ -1,4 +1,4 @@
-# A hot-plug that libvirt refuses is undone; one that was killed is brought in line; what is stuck goes back by hand.
+# A hot-plug that libvirt refuses is undone; after one that was killed, lease and guest agree again; a stuck device is reattached by `vfpool release`.
 # deadline: 500
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
@@ -15,7 +15,7 @@ expect_driver 02:00.1 e1000e
 [[ ! -e $leases/g1 && -z $(devices_of g1 --inactive) ]] || fail "something of the hot-plug is left"
 remove_guest g1
 
-# Killed as soon as the lease is there: whatever libvirt makes of it, lease and guest are one after the next run.
+# Killed as soon as the lease exists: whatever libvirt then does, lease and guest agree after the next reconcile.
 define_hot_plug_guest g1
 start g1
 sleep 2
@@ -35,7 +35,7 @@ stop g1
 [[ ! -e $leases/g1 ]] || fail "the lease of g1 is still there"
 remove_guest g1
 
-# Stuck: a start whose libvirtd never said how it ended.
+# Stuck: a start that libvirtd never finished.
 define_guest g2 "$(hostdev 02:00.0)"
 /etc/libvirt/hooks/qemu g2 prepare begin - <<<"$(virsh dumpxml g2)"
 expect_driver 02:00.1 vfio-pci

@@ -1,5 +1,6 @@
-# --dry-run tells what would be done and changes nothing; bad use is one line and changes nothing either.
+# --dry-run prints what would be done and changes nothing; wrong usage is reported in one line and changes nothing either.
 # deadline: 400
+# ends: libvirtd
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
@@ -12,6 +13,7 @@ grep -q "<rom bar='off'/>" /etc/libvirt/qemu/g1.xml || fail "adopt --rom-off: $(
 start g1
 sleep 2
 /etc/libvirt/hooks/qemu g2 prepare begin - <<<"$(virsh dumpxml g2)"
+trap 'systemctl start vfpool-reconcile.path vfpool-definitions.path' EXIT
 systemctl stop vfpool-reconcile.path vfpool-definitions.path
 
 state() {
@@ -19,7 +21,7 @@ state() {
     find /run/vfpool /etc/vfpool /etc/libvirt/qemu -printf '%p %i %s %T@\n' | sort
     virsh dumpxml g1
 }
-# unchanged CODE TEXT CMD...: ends so, says TEXT in one line or more, and changes nothing.
+# unchanged CODE TEXT CMD...: exits with CODE, prints TEXT (in one line, if it fails), and changes nothing.
 unchanged() {
     local code=$1 text=$2 before output status=0
     shift 2
@@ -44,7 +46,7 @@ vfpool adopt g3 passthrough
 unchanged 0 'for this boot (its definition has 0000:01:10.0)' vfpool start g3 --dry-run
 unchanged 0 'parked at' vfpool reconcile --dry-run
 
-# Bad use.
+# Wrong usage.
 unchanged 1 "no guest 'no' is defined on this host" vfpool attach no passthrough --live
 unchanged 1 "There is no pool 'no'" vfpool attach g1 no --live --config
 unchanged 1 'it does not run; say --config instead of --live' vfpool attach g2 passthrough --live
@@ -58,14 +60,14 @@ done
 
 # No libvirtd.
 live=$(devices_of g1)
-systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
+stop_libvirtd
 state() { snapshot_drivers; find /run/vfpool /etc/vfpool /etc/libvirt/qemu -not -type d -not -path '*/turns*' -printf '%p %i %s %T@\n' | sort; }
 for command in 'attach g1 passthrough --live' 'attach g1 passthrough --config' 'adopt g2 passthrough 02:00.0' 'detach g1 passthrough --live --force' \
     'detach g1 passthrough --config'; do
     # shellcheck disable=SC2086
     unchanged 1 'ailed to connect' vfpool $command
 done
-systemctl start libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service
+start_libvirtd
 [[ $(devices_of g1) == "$live" ]] || fail "g1 has $(devices_of g1), expected $live"
 systemctl start vfpool-reconcile.path vfpool-definitions.path
 vfpool release g2 --force

@@ -1,15 +1,14 @@
-# Installed, upgraded, downgraded and erased by rpm under a running guest: no guest notices, no lease is lost, an earlier hook is kept, libvirtd goes on.
+# rpm installs, upgrades, downgrades and erases the package while a guest runs: the guest and its lease stay, an earlier hook is kept, libvirtd keeps running.
 # runs: outside
 # deadline: 600
 set -euo pipefail
 
 package=${LAB_STAGE:?the rpm that is installed} upgrade=${LAB_UPGRADE:?a later build of it}
 on_host() { "$LAB" run bash -c ". /run/lab/lib.sh; set -euo pipefail; $1"; }
-# rpm_of FILE: what rpm says when it is installed.
 install() { "$LAB" install "$1"; }
 trap 'on_host "rm -f /etc/libvirt/hooks/qemu /etc/libvirt/hooks/qemu.before-vfpool; rpm -q vfpool >/dev/null && rpm -e vfpool; rm -rf /etc/vfpool"; install "$package"' EXIT
 
-# Other scenarios may have taken a file away.
+# Other scenarios may have removed a file.
 install "$package"
 on_host '
 rpm -q vfpool >/dev/null
@@ -40,7 +39,8 @@ start demo
 cp /run/vfpool/leases/demo /run/lab/lease'
 done
 
-# Erased under the guest: it runs on, and what does not come back by itself is told with the way back, which works.
+# Erased while the guest runs: the guest keeps running, and rpm prints a command for each device that is not reattached
+# automatically. The command works.
 erased=$(on_host 'rpm --erase vfpool')
 on_host '
 expect_state demo running
@@ -50,10 +50,10 @@ stop demo
 expect_driver 02:00.0 e1000e
 expect_driver 02:00.1 vfio-pci'
 remedy=$(sed -n "s/^0000:02:00.1 (sibling of guest 'demo', was on e1000e) .*stopped: //p" <<<"$erased")
-[[ -n $remedy ]] || { echo "erased: expected the way back of 0000:02:00.1, found: $erased"; exit 1; }
+[[ -n $remedy ]] || { echo "erased: expected a command for 0000:02:00.1, found: $erased"; exit 1; }
 on_host "$remedy >/dev/null; expect_driver 02:00.1 e1000e; grep -q mine /etc/vfpool/host.xml.rpmsave; rm -r /run/vfpool"
 
-# With a hook of somebody else: kept, called after ours from the next start on, and put back byte for byte.
+# Another program's hook is kept, called after ours from the next start on, and restored unchanged.
 on_host 'printf "%s\n" "#!/bin/bash" "echo \"\$*\" >>/run/lab/theirs" >/etc/libvirt/hooks/qemu
 chmod 755 /etc/libvirt/hooks/qemu
 cp -p /etc/libvirt/hooks/qemu /run/lab/kept

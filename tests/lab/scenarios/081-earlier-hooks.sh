@@ -1,4 +1,4 @@
-# Hooks that others had put there go on working beside ours: they see each event after ours, may refuse a start, and are put back; one that hangs is ended.
+# Earlier hooks keep working beside ours: they see each event after ours, may refuse a start, and are restored; one that hangs is ended.
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 trap 'put_back' EXIT
@@ -11,7 +11,7 @@ put_back() {
     ln -sfn /usr/sbin/vfpool-hook $hooks/qemu
     reload_libvirtd
 }
-# hook FILE [MORE]: a script that notes who called it for what, whether the sibling is on vfio-pci, and the root of its input.
+# hook FILE [MORE]: a script that logs its name, its arguments, the sibling's driver and the guest's name from its input.
 hook() {
     printf '%s\n' '#!/bin/bash' "calls=/run/lab/calls" 'xml=$(cat)' \
         'sibling=$(basename "$(readlink /sys/bus/pci/devices/0000:02:00.1/driver)")' \
@@ -36,7 +36,7 @@ name=qemu.before-vfpool
 expect_calls "$name demo prepare begin - vfio-pci demo" "$name demo start begin - vfio-pci demo" \
     "$name demo started begin - vfio-pci demo" "$name demo stopped end - vfio-pci demo" "$name demo release end $(destroyed) e1000e demo"
 
-# From 6.5 on libvirt itself calls what is in qemu.d; nothing is called twice.
+# libvirt 6.5 and later call the hooks in qemu.d; none is called twice.
 mkdir -p $hooks/qemu.d
 hook $hooks/qemu.d/20-more
 reload_libvirtd
@@ -47,30 +47,30 @@ maps=$(grep -o 'libvirt\.so\.0\.[0-9]*' /proc/"$(pidof libvirtd virtqemud | cut 
 [[ $(calls | grep -c '^20-more') == 5 ]] || fail "a hook in qemu.d: expected five calls ($maps)"
 rm -r $hooks/qemu.d
 
-# It refuses.
+# The other hook refuses the start.
 hook $hooks/mine/script '[[ $2 != prepare ]] || { echo "the tape library is not ready" >&2; exit 7; }'
 expect_fails 'the tape library is not ready' virsh start demo
 expect_driver 02:00.0 e1000e
 expect_driver 02:00.1 e1000e
 calls >/dev/null
 
-# It hangs.
+# The other hook hangs.
 cp -p /etc/vfpool/host.xml /etc/vfpool/host.xml.lab-kept 2>/dev/null || true
 echo "<host><hook seconds='2'/></host>" >/etc/vfpool/host.xml
 hook $hooks/mine/script '[[ $2 != prepare ]] || sleep 1000'
 expect_fails 'qemu.before-vfpool: it has not ended for 2 s' virsh start demo
-! pgrep -f 'sleep 1000' || fail "what the hook has started still runs"
+! pgrep -f 'sleep 1000' || fail "a process of the hook still runs"
 expect_driver 02:00.1 e1000e
 [[ -e /etc/vfpool/host.xml.lab-kept ]] || rm /etc/vfpool/host.xml
 
-# It is no hook any more.
+# The other hook is not executable any more.
 calls >/dev/null
 chmod 644 $hooks/mine/script
 start demo
 stop demo
 [[ ! -e /run/lab/calls ]] || fail "called although it is not executable"
 
-# It is put back, and is the only one.
+# The other hook is restored, and is the only one.
 hook $hooks/mine/script
 vfpool hook remove
 [[ $(readlink $hooks/qemu) == mine/script && ! -e $hooks/qemu.before-vfpool ]] || fail "expected the link back: $(ls -l $hooks)"

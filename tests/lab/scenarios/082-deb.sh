@@ -1,4 +1,4 @@
-# Installed, installed again and removed by dpkg on the Debian that the host is: as by rpm, and what the admin disabled stays so.
+# dpkg installs, reinstalls and removes the package on a Debian host, as rpm does, and a unit that was disabled stays disabled.
 # runs: outside
 set -euo pipefail
 
