@@ -6,6 +6,7 @@ readonly pci=/sys/bus/pci/devices
 readonly leases=/run/vfpool/leases
 
 fail() {
+    trap - ERR
     echo "FAIL: $*" >&2
     exit 1
 }
