@@ -37,7 +37,7 @@ pub fn communicate(command: &mut Command, input: &[u8], limit: Duration) -> io::
         match child.try_wait()? {
             Some(status) => return Ok(Output { status, stdout: stdout.text(), stderr: stderr.text() }),
             None if Instant::now() >= deadline => {
-                let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+                let _ = i32::try_from(child.id()).map(|group| killpg(Pid::from_raw(group), Signal::SIGKILL));
                 let _ = child.kill();
                 let why = format!("it has not ended for {} s", limit.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));

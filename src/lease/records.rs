@@ -156,7 +156,7 @@ impl<'a> Records<'a> {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(cause) => return Err(Error::io("read", &path, &cause)),
         };
-        let text = str::from_utf8(&text).map_err(|cause| DeError::Custom(cause.to_string()));
+        let text = std::str::from_utf8(&text).map_err(|cause| DeError::Custom(cause.to_string()));
         match text.and_then(quick_xml::de::from_str::<Lease>) {
             Ok(lease) if lease.version != VERSION => {
                 let versions = format!("it has format {}, this vfpool knows {VERSION}", lease.version);

@@ -369,9 +369,8 @@ impl<'a> Setup<'a> {
         }
         if device.on_host_driver() {
             sysfs::expect_answer(self.host, &device, self.limit)?;
-            if !self.settings.allows(vf)
-                && let Some(need) = self.need(vf)?
-            {
+            let need = if self.settings.allows(vf) { None } else { self.need(vf)? };
+            if let Some(need) = need {
                 return Ok(Bound::Needed(need));
             }
         }

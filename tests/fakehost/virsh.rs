@@ -498,9 +498,7 @@ impl Virsh {
 
     fn create(&self, name: &str, text: &str) -> Result<String> {
         let uuid = |text: &str| Node::parse(text).ok().and_then(|node| Some(node.child("uuid")?.text.clone()));
-        if let Ok(guest) = self.find(name)
-            && uuid(&guest.text) != uuid(text)
-        {
+        if let Some(guest) = self.find(name).ok().filter(|guest| uuid(&guest.text) != uuid(text)) {
             let uuid = uuid(&guest.text).unwrap_or_default();
             return Err(format!("operation failed: domain '{name}' already exists with uuid {uuid}"));
         }

@@ -97,9 +97,10 @@ impl Look<'_> {
             else {
                 continue;
             };
-            if groups.insert(group)
-                && let Some((needed, need)) = self.guard(&assigned, group)?
-            {
+            if !groups.insert(group) {
+                continue;
+            }
+            if let Some((needed, need)) = self.guard(&assigned, group)? {
                 let why = format!("{}: {need}", beside(needed, &assigned, group));
                 findings.push(cannot(why).cured_by(self.guard_remedy(needed, &need)));
             }

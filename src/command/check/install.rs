@@ -303,6 +303,7 @@ fn units(host: &Host, systemd: &Systemd) -> Vec<Finding> {
             Finding::failure(ID, format!("{unit} {what}")).shown_by_file(shown).cured_by(remedy)
         };
         let enable = format!("Run `systemctl enable --now {unit}`");
+        let watches = unit.strip_suffix(".path").is_some();
         let is_enabled = wants.iter().any(|folder| fs::symlink_metadata(folder.join(unit)).is_ok());
         if fs::read_link(admins.join(unit)).is_ok_and(|target| target == Path::new("/dev/null")) {
             let remedy = format!("Run `systemctl unmask {unit} && systemctl enable --now {unit}`");
@@ -311,9 +312,7 @@ fn units(host: &Host, systemd: &Systemd) -> Vec<Finding> {
             findings.push(failure("is not installed", ours.join(unit), boot::reinstall(host)));
         } else if !is_enabled {
             findings.push(failure("is not enabled", admins.join("multi-user.target.wants").join(unit), enable));
-        } else if let Some(state) = systemd.property(unit, "ActiveState")
-            && unit.strip_suffix(".path").is_some()
-            && state != "active"
+        } else if let Some(state) = systemd.property(unit, "ActiveState").filter(|state| watches && *state != "active")
         {
             let finding = Finding::failure(ID, format!("{unit} is enabled and does not watch"));
             findings.push(finding.shown_by(format!("systemctl: ActiveState={state}")).cured_by(enable));

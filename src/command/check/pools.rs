@@ -71,14 +71,14 @@ impl Look<'_> {
             findings.push(self.without_driver(&device));
         }
         let setup = format!("Run `vfpool setup {address}`");
-        if let Some(netdev) = &pf.netdev
-            && !guard::is_up(&host.netdev(netdev))?
-        {
-            findings.push(
-                Finding::failure("pf", format!("PF {address} is down ({netdev}), so that its VFs have no link"))
-                    .shown_by_file(host.netdev(netdev).join("flags"))
-                    .cured_by(&setup),
-            );
+        if let Some(netdev) = &pf.netdev {
+            if !guard::is_up(&host.netdev(netdev))? {
+                findings.push(
+                    Finding::failure("pf", format!("PF {address} is down ({netdev}), so that its VFs have no link"))
+                        .shown_by_file(host.netdev(netdev).join("flags"))
+                        .cured_by(&setup),
+                );
+            }
         }
         let Some(device) = sysfs::device(host, address)? else { return Ok(findings) };
         findings.extend(self.vfs(pf, &device, &setup)?);

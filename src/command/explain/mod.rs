@@ -16,9 +16,10 @@ use model::error::{Error, Result};
 use model::lease::{HeldDevice, LeaseState, Role};
 use model::step::VFIO_PCI;
 use model::text::shell_word;
+use nix::errno::Errno;
 use serde::Serialize;
+use std::fs;
 use std::path::PathBuf;
-use std::{fs, io};
 
 /// The answer, as `--json` shows it. Values that do not exist are left out.
 #[derive(Debug, Serialize)]
@@ -367,10 +368,13 @@ fn is_guest(host: &Host, events: &Leases, name: &str) -> Result<bool> {
     let path = definitions::path(host, name);
     match fs::metadata(&path) {
         Ok(data) if data.is_file() => return Ok(true),
-        Err(cause) if !matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename) => {
-            return Err(Error::io("read", &path, &cause));
-        }
-        _ => {}
+        // A name that is too long for a file is no guest's.
+        Ok(_) => {}
+        Err(cause) => match cause.raw_os_error().map(Errno::from_raw) {
+            // A name that is too long for a file is no guest's.
+            Some(Errno::ENOENT | Errno::ENAMETOOLONG) => {}
+            _ => return Err(Error::io("read", &path, &cause)),
+        },
     }
     Ok(events.store().has_lease(name) || runtime::qemu(host, name).is_some())
 }

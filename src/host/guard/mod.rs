@@ -29,10 +29,10 @@ use tree::{Below, all_below};
 pub fn of(host: &Host, address: PciAddress, limit: Duration) -> Result<Option<HostUse>> {
     let folder = host.device(address);
     let guard = Guard::new(host, limit);
-    if sysfs::is_on_vfio(&folder)?
-        && let Some(group) = files::link_number(&folder.join("iommu_group"))?
-    {
-        return guard.in_vfio(group);
+    if sysfs::is_on_vfio(&folder)? {
+        if let Some(group) = files::link_number(&folder.join("iommu_group"))? {
+            return guard.in_vfio(group);
+        }
     }
     let mut below = Below::default();
     below.search(&folder, 0)?;

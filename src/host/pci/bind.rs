@@ -238,14 +238,13 @@ impl Binder<'_> {
             ));
             return Ok(false);
         }
-        if current != wanted
-            && let Some(group) = device.group
-            && let Some(holder) = open_files::holder_of_group(self.host, group)?
-        {
-            return Err(Error::new(format!(
-                "Cannot give {address} back to the host: {holder} has its IOMMU group {group} open"
-            ))
-            .remedy("It is tried again at the next start or stop of a guest"));
+        if let Some(group) = device.group.filter(|_| current != wanted) {
+            if let Some(holder) = open_files::holder_of_group(self.host, group)? {
+                return Err(Error::new(format!(
+                    "Cannot give {address} back to the host: {holder} has its IOMMU group {group} open"
+                ))
+                .remedy("It is tried again at the next start or stop of a guest"));
+            }
         }
         if device.driver_override.as_ref().is_some_and(|now| *now != held.driver_override) {
             self.restore_override(device, held)?;

@@ -206,10 +206,7 @@ impl Walk<'_> {
             Some(b"uuid") if depth == 2 => self.uuid.end = tag.start,
             _ => {}
         }
-        if depth == 4
-            && self.in_request
-            && let Some(request) = self.requests.last_mut()
-        {
+        if let Some(request) = self.requests.last_mut().filter(|_| depth == 4 && self.in_request) {
             // As text: elements would get our prefix from libvirt.
             let text = String::from_utf8_lossy(&self.xml[self.moving..tag.start]);
             request.moving = unescape(text.trim()).ok().filter(|text| !text.is_empty()).map(Cow::into_owned);
