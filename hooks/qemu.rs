@@ -104,15 +104,15 @@ fn handle(host: &Host, log: &Log, arguments: &[String], xml: &Xml) -> Result<Opt
     if guest.is_empty() {
         return Err(Error::new("called without a guest's name"));
     }
-    let events = || Leases::new(host, log);
+    let leases = || Leases::new(host, log);
     let xml = || xml.get_or_init(read).as_deref().map_err(Clone::clone);
     let handled = match operation.as_str() {
-        "prepare" => xml().and_then(|xml| events().prepare(guest, xml)).map(|()| None),
-        "start" => xml().and_then(|xml| events().start(guest, xml)).map(|()| None),
-        "started" | "reconnect" => xml().and_then(|xml| events().runs(guest, xml)).map(|()| None),
-        "release" => events().release(guest).map(|()| None),
+        "prepare" => xml().and_then(|xml| leases().prepare(guest, xml)).map(|()| None),
+        "start" => xml().and_then(|xml| leases().start(guest, xml)).map(|()| None),
+        "started" | "reconnect" => xml().and_then(|xml| leases().runs(guest, xml)).map(|()| None),
+        "release" => leases().release(guest).map(|()| None),
         "migrate" | "restore" => xml().and_then(|xml| {
-            let resolved = events().resolve(guest, xml)?;
+            let resolved = leases().resolve(guest, xml)?;
             Ok(resolved.filter(|resolved| resolved != xml))
         }),
         _ => Ok(None),

@@ -1,6 +1,6 @@
 //! `vfpool dumpxml`: a pool as `virsh net-dumpxml` shows a network, and a device as the element that gives it to a guest.
 
-use crate::list::{Inventory, PoolView, Scope, State};
+use crate::list::{DeviceState, Filter, Listing, PoolView};
 use host::config::pool::{Pool, Pools};
 use host::log::Log;
 use host::paths::Host;
@@ -44,10 +44,10 @@ pub fn xml(host: &Host, log: &Log, name: &str, element: Element) -> Result<(Stri
 /// Each device that a guest has by its own definition is a connection, as each interface is of a network.
 fn pool_xml(host: &Host, log: &Log, pool: &Pool) -> Result<(String, Vec<Error>)> {
     let names = [pool.name.clone()];
-    let inventory = Inventory::gather(host, log, &Scope { pools: &names, groups: false })?;
+    let inventory = Listing::gather(host, log, &Filter { pools: &names, groups: false })?;
     let devices = || inventory.pools.iter().flat_map(PoolView::devices);
     let is_connection =
-        |state: &State| matches!(state, State::Leased { role: Some(Role::Managed | Role::Unmanaged), .. });
+        |state: &DeviceState| matches!(state, DeviceState::Leased { role: Some(Role::Managed | Role::Unmanaged), .. });
     let connections = devices().filter(|device| is_connection(&device.state)).count();
     let members: Vec<PciAddress> = devices().map(|device| device.address).collect();
     Ok((pool.xml(&members, connections), inventory.errors))

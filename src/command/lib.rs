@@ -9,9 +9,9 @@ pub mod explain;
 pub mod list;
 mod output;
 
-use crate::check::{Report, State};
+use crate::check::{Report, Severity};
 use crate::dumpxml::Element;
-use crate::list::{Inventory, Scope};
+use crate::list::{Filter, Listing};
 use clap::Parser;
 use cli::{Arguments, Command, Dry, Hook, ListArguments};
 use guest::requests::{Requests, Shape};
@@ -42,7 +42,7 @@ pub fn run(root: Option<std::ffi::OsString>) -> ExitCode {
         host = host.dry();
         // The standard output of one is for the XML.
         let is_rewrite = matches!(arguments.command, Command::Rewrite { .. });
-        log = if is_rewrite { log.rehearsal(io::stderr()) } else { log.rehearsal(io::stdout()) };
+        log = if is_rewrite { log.dry_run(io::stderr()) } else { log.dry_run(io::stdout()) };
     }
     let allowed = if is_real { expect_root() } else { Ok(()) };
     allowed.and_then(|()| dispatch(&host, &log, &arguments.command)).unwrap_or_else(|error| {
@@ -95,8 +95,8 @@ fn dispatch(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
             requests.detach(guest, pool, *device, scope.scope(), |question| confirm(question, *force))
         }),
         Command::Release { guest, device, force, .. } => {
-            let events = Leases::new(host, log);
-            let released = events.release_by_hand(guest, *device, *force);
+            let leases = Leases::new(host, log);
+            let released = leases.release_by_admin(guest, *device, *force);
             released.map(|line| show(host, &line)).map_err(|error| error.during(format_args!("guest '{guest}'")))
         }
     };
@@ -114,26 +114,26 @@ fn print_check(host: &Host, log: &Log, json: bool) -> Result<ExitCode> {
     };
     self::written(written)?;
     Ok(match report.state {
-        State::Ok | State::Note => ExitCode::SUCCESS,
-        State::Warning => ExitCode::from(3),
-        State::Failure => ExitCode::FAILURE,
+        Severity::Ok | Severity::Note => ExitCode::SUCCESS,
+        Severity::Warning => ExitCode::from(3),
+        Severity::Failure => ExitCode::FAILURE,
     })
 }
 
 fn edit(host: &Host, log: &Log, guest: &str, edit: impl FnOnce(&Requests) -> Result<String>) -> Result<()> {
-    let events = Leases::new(host, log);
-    let virsh = Virsh { host, log, limit: events.deadline() };
-    let edited = edit(&Requests { host, log, events: &events, virsh: &virsh });
+    let leases = Leases::new(host, log);
+    let virsh = Virsh { host, log, limit: leases.deadline() };
+    let edited = edit(&Requests { host, log, leases: &leases, virsh: &virsh });
     edited.map(|line| show(host, &line)).map_err(|error| error.during(format_args!("guest '{guest}'")))
 }
 
-fn rewrite(events: &Leases) -> Result<()> {
+fn rewrite(leases: &Leases) -> Result<()> {
     let xml = domain::read(io::stdin().lock())?;
     let guest = Domain::parse(&xml)?.name;
     if guest.is_empty() {
         return Err(Error::new("The domain XML has no <name>"));
     }
-    let resolved = events.resolve(&guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    let resolved = leases.resolve(&guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     let written = io::stdout().write_all(resolved.as_ref().unwrap_or(&xml));
     written.map_err(|cause| Error::new(format!("Cannot write the XML: {cause}")))
 }
@@ -153,9 +153,9 @@ fn setup(host: &Host, log: &Log, pfs: &[String], queued: bool) -> Result<()> {
 
 fn print_list(host: &Host, log: &Log, arguments: &ListArguments) -> Result<()> {
     let ListArguments { pool, groups, watch, json, metrics } = arguments;
-    let gather = || Inventory::gather(host, log, &Scope { pools: pool, groups: *groups });
+    let gather = || Listing::gather(host, log, &Filter { pools: pool, groups: *groups });
     let is_plain = anstream::AutoStream::choice(&io::stdout()) == anstream::ColorChoice::Never;
-    let tree = |inventory: &Inventory| {
+    let tree = |inventory: &Listing| {
         let text = inventory.to_string();
         if is_plain { anstream::adapter::strip_str(&text).to_string() } else { text }
     };

@@ -2,6 +2,7 @@
 
 use host::paths::Host;
 use model::error::{Error, Result};
+use model::text::one_line;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
@@ -31,7 +32,7 @@ pub(crate) fn all(mut failures: Vec<Error>) -> Result<()> {
 pub(crate) fn show(host: &Host, line: &str) {
     if !host.is_dry() {
         // A name may hold anything; what is one line stays one.
-        let _ = writeln!(io::stdout(), "{}", Error::new(line));
+        let _ = writeln!(io::stdout(), "{}", one_line(line));
     }
 }
 
@@ -43,7 +44,7 @@ pub(crate) fn confirm(question: &str, is_forced: bool) -> Result<()> {
     if !io::stdin().is_terminal() {
         return Err(Error::new("a running guest loses a device by this, and there is no terminal to ask; say --force"));
     }
-    eprint!("{} [y/N] ", Error::new(question));
+    eprint!("{} [y/N] ", one_line(question));
     let mut answer = String::new();
     let asked = io::stdin().read_line(&mut answer);
     asked.map_err(|cause| Error::new(format!("Cannot read an answer: {cause}")))?;

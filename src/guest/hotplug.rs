@@ -26,7 +26,7 @@ pub struct Hotplug<'a> {
     /// Where each change is told.
     pub log: &'a Log,
     /// Who has what.
-    pub events: &'a Leases<'a>,
+    pub leases: &'a Leases<'a>,
     /// The way to libvirt.
     pub virsh: &'a Virsh<'a>,
 }
@@ -59,7 +59,7 @@ impl Hotplug<'_> {
     ) -> Result<(PciAddress, String)> {
         let xml = self.xml(guest)?;
         let uuid = Domain::parse(&xml)?.uuid;
-        let address = self.events.plug(guest, &xml, pool)?;
+        let address = self.leases.plug(guest, &xml, pool)?;
         let text = element(address);
         if let Err(error) = self.virsh.run(&["attach-device", &uuid, "/dev/stdin", LIVE], &text) {
             return Err(self.undo(guest, address, &error));
@@ -93,13 +93,13 @@ impl Hotplug<'_> {
         if error.to_string().contains(NO_ANSWER) {
             // It may still be attached at any time.
             return Error::new(format!(
-                "{error}. Run `vfpool reconcile` when it is: if the guest has no {address} then, it is given back"
+                "{error}. Run `vfpool reconcile` when it is: if the guest has no {address} then, it is reattached"
             ));
         }
         if !self.runs(guest) {
             return error.clone();
         }
-        match self.xml(guest).and_then(|xml| self.events.unplug(guest, &xml)) {
+        match self.xml(guest).and_then(|xml| self.leases.unplug(guest, &xml)) {
             Ok(()) => error.clone(),
             Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
         }
@@ -157,7 +157,7 @@ impl Hotplug<'_> {
         let mut assigned = domain.assigned();
         // In a dry run it has it still.
         assigned.retain(|device| device.address != address);
-        self.events.unplug_all_but(guest, &assigned)?;
+        self.leases.unplug_all_but(guest, &assigned)?;
         let is_over = |request: &Request| {
             let device = domain.device_for(request).map(|device| device.address);
             device.is_none_or(|device| device == address)
@@ -182,16 +182,16 @@ impl Hotplug<'_> {
     /// Brings leases of running guests in line with what they have, where a hot-plug did not end. Takes the lock itself.
     /// Returns what could not be done.
     pub fn settle(&self) -> Result<Vec<Error>> {
-        let guests = self.events.in_doubt()?;
+        let guests = self.leases.needing_settlement()?;
         if guests.is_empty() {
             return Ok(Vec::new());
         }
-        let _editing = self.events.store().editing(self.virsh.limit)?;
+        let _editing = self.leases.store().editing(self.virsh.limit)?;
         let mut errors = Vec::new();
         for guest in guests {
             // What libvirt does not tell now, it will another time; until then the guest keeps what it has.
             let Ok(xml) = self.xml(&guest) else { continue };
-            let done = self.events.unplug(&guest, &xml);
+            let done = self.leases.unplug(&guest, &xml);
             errors.extend(done.err().map(|error| error.during(format_args!("guest '{guest}'"))));
         }
         Ok(errors)

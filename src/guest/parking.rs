@@ -10,7 +10,7 @@ use crate::edit::{self, CONFIG, PLACEHOLDER};
 use crate::virsh::Virsh;
 use host::libvirt::{definitions, runtime};
 use host::log::Log;
-use host::parked::{Guest, Other, Parked, Place};
+use host::parked::{OtherDevice, Parked, ParkedGuest, PooledDevice};
 use host::paths::Host;
 use host::process;
 use lease::Leases;
@@ -30,7 +30,7 @@ pub struct Parking<'a> {
     /// Where each change is told.
     pub log: &'a Log,
     /// Who has what.
-    pub events: &'a Leases<'a>,
+    pub leases: &'a Leases<'a>,
     /// The way to libvirt.
     pub virsh: Virsh<'a>,
 }
@@ -50,7 +50,7 @@ impl Parking<'_> {
     /// refused.
     pub fn park(&self, refused: &[String], only_news: bool) -> Result<Vec<Error>> {
         let mut run = Run::default();
-        let _editing = self.events.store().editing(self.virsh.limit)?;
+        let _editing = self.leases.store().editing(self.virsh.limit)?;
         let before = Parked::load(self.host);
         let mut parked = self.look(&before, &mut run)?;
         for guest in parked.guests.iter_mut().filter(|guest| refused.contains(&guest.name)) {
@@ -80,7 +80,7 @@ impl Parking<'_> {
                 _ => {
                     run.changed.insert(name.clone());
                     let refused = before.guest(&name).and_then(|guest| guest.refused);
-                    parked.guests.push(Guest { refused, ..self.read(&name, stamp, run) });
+                    parked.guests.push(ParkedGuest { refused, ..self.read(&name, stamp, run) });
                 }
             }
         }
@@ -88,8 +88,9 @@ impl Parking<'_> {
     }
 
     /// Understands one definition.
-    fn read(&self, name: &str, stamp: String, run: &mut Run) -> Guest {
-        let mut guest = Guest { name: name.to_owned(), stamp, refused: None, devices: Vec::new(), others: Vec::new() };
+    fn read(&self, name: &str, stamp: String, run: &mut Run) -> ParkedGuest {
+        let mut guest =
+            ParkedGuest { name: name.to_owned(), stamp, refused: None, devices: Vec::new(), others: Vec::new() };
         let xml = match definitions::read(self.host, name) {
             Ok(xml) => xml,
             Err(error) => {
@@ -106,7 +107,7 @@ impl Parking<'_> {
             }
         };
         for request in &domain.requests {
-            guest.devices.push(Place {
+            guest.devices.push(PooledDevice {
                 pool: request.pool.clone(),
                 guest_address: request.guest_address,
                 address: domain.device_for(request).map(|device| device.address),
@@ -114,7 +115,7 @@ impl Parking<'_> {
             });
         }
         let others = domain.devices.iter().filter(|device| domain.request_for(device).is_none());
-        guest.others = others.map(|device| Other { address: device.address }).collect();
+        guest.others = others.map(|device| OtherDevice { address: device.address }).collect();
         guest
     }
 
@@ -122,7 +123,7 @@ impl Parking<'_> {
     fn look_again(&self, name: &str, parked: &mut Parked, run: &mut Run) {
         let stamp = definitions::stamp(&definitions::path(self.host, name));
         let refused = parked.guest(name).and_then(|guest| guest.refused);
-        let new = stamp.map(|stamp| Guest { refused, ..self.read(name, stamp, run) });
+        let new = stamp.map(|stamp| ParkedGuest { refused, ..self.read(name, stamp, run) });
         parked.put(name, new);
     }
 
@@ -130,13 +131,13 @@ impl Parking<'_> {
     /// alone, too.
     fn is_stopped(&self, guest: &str) -> bool {
         runtime::qemu(self.host, guest).is_none()
-            && self.events.store().peek(guest).is_none_or(|lease| !lease.is_in_use(self.host, guest))
+            && self.leases.store().lease_or_none(guest).is_none_or(|lease| !lease.is_in_use(self.host, guest))
     }
 
     /// Points guests elsewhere; returns those that were touched.
     fn move_all(&self, parked: &mut Parked, run: &mut Run) -> Vec<String> {
         let mut touched: Vec<String> = Vec::new();
-        let unfinished = |guest: &&Guest| guest.devices.iter().any(|place| place.moving);
+        let unfinished = |guest: &&ParkedGuest| guest.devices.iter().any(|place| place.moving);
         let unfinished: Vec<String> = parked.guests.iter().filter(unfinished).map(|guest| guest.name.clone()).collect();
         for guest in unfinished {
             if let Err(error) = self.finish(&guest) {
@@ -157,8 +158,8 @@ impl Parking<'_> {
 
     /// What is to be moved where.
     fn decide(&self, parked: &Parked, run: &mut Run) -> Vec<(String, PciAddress, PciAddress)> {
-        let asking = |guest: &&Guest| guest.devices.iter().any(|place| place.address.is_some());
-        let mut guests: Vec<&Guest> =
+        let asking = |guest: &&ParkedGuest| guest.devices.iter().any(|place| place.address.is_some());
+        let mut guests: Vec<&ParkedGuest> =
             parked.guests.iter().filter(asking).filter(|guest| self.is_stopped(&guest.name)).collect();
         guests.sort_by_key(|guest| Reverse(guest.refused));
         let mut wants = Vec::new();
@@ -194,9 +195,9 @@ impl Parking<'_> {
 
     /// The free members of a pool, and what is wrong with it.
     fn free(&self, name: &str) -> Result<(Vec<PciAddress>, Vec<Error>)> {
-        let pool = self.events.pools().find(name)?;
+        let pool = self.leases.pools().find(name)?;
         let (members, mut errors) = pool.members(self.host);
-        let availability = self.events.availability();
+        let availability = self.leases.availability();
         let mut free = Vec::new();
         for address in members {
             match availability.of("", address) {
@@ -252,7 +253,7 @@ impl Parking<'_> {
     }
 
     /// `places`: the guest's devices after the move. One that has gone since was taken away by somebody.
-    fn try_tidy(&self, guest: &str, places: &[Place]) -> Result<()> {
+    fn try_tidy(&self, guest: &str, places: &[PooledDevice]) -> Result<()> {
         let xml = definitions::read(self.host, guest)?;
         let domain = Domain::parse(&xml)?;
         let was_there = |request: &Request| {

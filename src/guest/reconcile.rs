@@ -61,24 +61,24 @@ fn definitions_changed(host: &Host) -> Option<SystemTime> {
 }
 
 fn run(host: &Host, log: &Log, entries: &[String], only_news: bool) -> Result<Vec<Error>> {
-    let events = Leases::new(host, log);
-    let mut errors = events.reconcile()?;
+    let leases = Leases::new(host, log);
+    let mut errors = leases.reconcile()?;
     let about = |what: &str| -> Vec<String> {
         entries.iter().filter_map(|entry| entry.strip_prefix(what)).map(str::to_owned).collect()
     };
-    let virsh = Virsh { host, log, limit: events.deadline() };
-    let requests = Requests { host, log, events: &events, virsh: &virsh };
+    let virsh = Virsh { host, log, limit: leases.deadline() };
+    let requests = Requests { host, log, leases: &leases, virsh: &virsh };
     // What could not be ended now keeps nobody else waiting.
     let mut unfinished = None;
     for note in about(requests::ATTACHED) {
         unfinished = requests.finish(&note).err().or(unfinished);
     }
-    errors.extend(Hotplug { host, log, events: &events, virsh: &virsh }.settle()?);
-    let parking = Parking { host, log, events: &events, virsh };
+    errors.extend(Hotplug { host, log, leases: &leases, virsh: &virsh }.settle()?);
+    let parking = Parking { host, log, leases: &leases, virsh };
     errors.extend(parking.park(&about("refused "), only_news)?);
     // Somebody may have started it meanwhile.
     for guest in about("restart ").into_iter().filter(|guest| runtime::qemu(host, guest).is_none()) {
-        let started = start::start(host, log, &events, &guest, &Options::default());
+        let started = start::start(host, log, &leases, &guest, &Options::default());
         match started {
             Ok(()) => log.info(format_args!("guest '{guest}': started again with a free device (on-busy='restart')")),
             Err(error) => errors.push(error),

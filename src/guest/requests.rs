@@ -27,7 +27,7 @@ pub struct Requests<'a> {
     /// Where each change is told.
     pub log: &'a Log,
     /// Who has what.
-    pub events: &'a Leases<'a>,
+    pub leases: &'a Leases<'a>,
     /// The way to libvirt.
     pub virsh: &'a Virsh<'a>,
 }
@@ -70,8 +70,8 @@ impl Requests<'_> {
     /// Makes a device that the guest has already, by a fixed address, one of a pool: the given one, else the only one that is
     /// a member, else the only one at all (a guest from another host). Its definition points where it did until it is parked.
     pub fn adopt(&self, guest: &str, pool: &str, device: Option<PciAddress>, rom_off: bool) -> Result<String> {
-        let pool = self.events.pools().find(pool)?;
-        let _editing = self.events.store().editing(self.virsh.limit)?;
+        let pool = self.leases.pools().find(pool)?;
+        let _editing = self.leases.store().editing(self.virsh.limit)?;
         let xml = definitions::read(self.host, guest)?;
         let domain = Domain::parse(&xml)?;
         let device = self.adoptable(&domain, pool, device)?;
@@ -140,8 +140,8 @@ impl Requests<'_> {
 
     /// Gives a guest one more device of a pool.
     pub fn attach(&self, guest: &str, pool: &str, shape: Shape, scope: Scope) -> Result<String> {
-        let pool = self.events.pools().find(pool)?;
-        let _editing = self.events.store().editing(self.virsh.limit)?;
+        let pool = self.leases.pools().find(pool)?;
+        let _editing = self.leases.store().editing(self.virsh.limit)?;
         if scope.config {
             // What cannot be edited is said before the running guest is touched.
             Domain::parse(&definitions::read(self.host, guest)?)?;
@@ -230,7 +230,7 @@ impl Requests<'_> {
     pub fn finish(&self, note: &str) -> Result<()> {
         let parts = note.split_once(' ').and_then(|(address, rest)| Some((address, rest.split_once('/')?)));
         let Some((address, (guest, pool))) = parts else { return Ok(()) };
-        let _editing = self.events.store().editing(self.virsh.limit)?;
+        let _editing = self.leases.store().editing(self.virsh.limit)?;
         if !definitions::path(self.host, guest).exists() {
             return Ok(());
         }
@@ -253,7 +253,7 @@ impl Requests<'_> {
     /// A free member that nobody is parked at; else a free one, else any: parking moves it.
     fn any_member(&self, guest: &str, domain: &Domain, pool: &Pool) -> Result<PciAddress> {
         let parked = Parked::load(self.host);
-        let mut standings = self.events.availability().of_pool(guest, pool)?;
+        let mut standings = self.leases.availability().of_pool(guest, pool)?;
         standings.retain(|(address, _)| domain.devices.iter().all(|device| device.address != *address));
         let best = standings
             .iter()
@@ -294,12 +294,12 @@ impl Requests<'_> {
                 confirm(&format!("Take {address} away from the running guest '{guest}'?"))?;
             }
             hotplug.ask(guest, address)?;
-            let _editing = self.events.store().editing(self.virsh.limit)?;
+            let _editing = self.leases.store().editing(self.virsh.limit)?;
             hotplug.give_back(guest, address)?;
             told.push(format!("{address} of pool '{pool}' detached from the running guest"));
         }
         if scope.config {
-            let _editing = self.events.store().editing(self.virsh.limit)?;
+            let _editing = self.leases.store().editing(self.virsh.limit)?;
             self.remove(guest, pool, device)?;
             told.push(format!("a device of pool '{pool}' detached, from the next start on"));
         }
@@ -340,7 +340,7 @@ impl Requests<'_> {
     }
 
     fn hotplug(&self) -> Hotplug<'_> {
-        Hotplug { host: self.host, log: self.log, events: self.events, virsh: self.virsh }
+        Hotplug { host: self.host, log: self.log, leases: self.leases, virsh: self.virsh }
     }
 
     /// What to know of a device's option ROM.
@@ -353,7 +353,7 @@ impl Requests<'_> {
     }
 
     fn wake(&self, guest: &str) {
-        self.events.wake(&format!("guest {guest}"));
+        self.leases.wake(&format!("guest {guest}"));
     }
 
     /// Tells what was done to a guest, which may have to be parked now.

@@ -32,8 +32,8 @@ pub struct Options {
 ///
 /// # Errors
 /// Nothing of a start that failed stays. What virsh had to say, it has said on stderr itself.
-pub fn start(host: &Host, log: &Log, events: &Leases, guest: &str, options: &Options) -> Result<()> {
-    let virsh = Virsh { host, log, limit: events.deadline() };
+pub fn start(host: &Host, log: &Log, leases: &Leases, guest: &str, options: &Options) -> Result<()> {
+    let virsh = Virsh { host, log, limit: leases.deadline() };
     let xml = whole(host, guest)?;
     let uuid = Domain::parse(&xml)?.uuid;
     let flags = [("--bypass-cache", options.bypass_cache), ("--force-boot", options.force_boot)];
@@ -44,11 +44,11 @@ pub fn start(host: &Host, log: &Log, events: &Leases, guest: &str, options: &Opt
         // Its devices are as they were saved; libvirt asks the hook's filter for others.
         return show(&virsh, guest, &plainly, &options.passed);
     }
-    let resolved = events.resolve(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    let resolved = leases.resolve(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     let started = match resolved {
         None => {
             if host.is_dry() {
-                events.prepare(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+                leases.prepare(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
             }
             show(&virsh, guest, &plainly, &options.passed)
         }
@@ -58,14 +58,14 @@ pub fn start(host: &Host, log: &Log, events: &Leases, guest: &str, options: &Opt
                 virsh.run(&["managedsave-remove", &uuid], "")?;
             }
             if host.is_dry() {
-                return rehearse(log, &virsh, events, guest, (&xml, &resolved), &options.passed);
+                return rehearse(log, &virsh, leases, guest, (&xml, &resolved), &options.passed);
             }
             create(host, &virsh, guest, &resolved, &options.passed)
         }
     };
     if started.is_err() && !host.is_dry() {
         // A start that came as far as the hook was undone there.
-        events.cancel(guest)?;
+        leases.cancel(guest)?;
         restore(&virsh, &uuid, &definitions::path(host, guest), &xml)?;
     }
     started
@@ -89,7 +89,7 @@ fn whole(host: &Host, guest: &str) -> Result<Vec<u8>> {
 fn rehearse(
     log: &Log,
     virsh: &Virsh,
-    events: &Leases,
+    leases: &Leases,
     guest: &str,
     (xml, resolved): (&[u8], &[u8]),
     options: &[String],
@@ -101,7 +101,7 @@ fn rehearse(
             log.info(format_args!("guest '{guest}': {to} of pool '{pool}' for this boot (its definition has {from})"));
         }
     }
-    events.prepare(guest, resolved).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    leases.prepare(guest, resolved).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     let create = ["create", "/dev/stdin"].into_iter().chain(options.iter().map(String::as_str));
     virsh.tell(&create.collect::<Vec<_>>(), &String::from_utf8_lossy(resolved));
     Ok(())

@@ -4,6 +4,7 @@
 
 use crate::paths::Host;
 use model::error::Error;
+use model::text::one_line;
 use once_cell::unsync::OnceCell;
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -20,25 +21,25 @@ pub struct Log {
     socket: PathBuf,
     program: &'static str,
     syslog: OnceCell<Option<RefCell<Syslog>>>,
-    rehearsal: Option<RefCell<Box<dyn Write>>>,
+    dry_run: Option<RefCell<Box<dyn Write>>>,
 }
 
 impl Log {
     /// A log that writes as `program` to the host's `/dev/log`.
     pub fn new(host: &Host, program: &'static str) -> Self {
-        Self { socket: host.path("dev/log"), program, syslog: OnceCell::new(), rehearsal: None }
+        Self { socket: host.path("dev/log"), program, syslog: OnceCell::new(), dry_run: None }
     }
 
     /// A log for a dry run, whose changes were not made: they are told to `out`, and nothing to syslog.
     #[must_use]
-    pub fn rehearsal(self, out: impl Write + 'static) -> Self {
-        Self { rehearsal: Some(RefCell::new(Box::new(out))), ..self }
+    pub fn dry_run(self, out: impl Write + 'static) -> Self {
+        Self { dry_run: Some(RefCell::new(Box::new(out))), ..self }
     }
 
     /// A change that was made as it should be.
     pub fn info(&self, line: impl Display) {
-        let line = one_line(line);
-        if let Some(out) = &self.rehearsal {
+        let line = one_line(&line.to_string());
+        if let Some(out) = &self.dry_run {
             let _ = writeln!(out.borrow_mut(), "{line}");
         } else if !self.send(|syslog| syslog.info(&line)) {
             self.complain(&line);
@@ -47,7 +48,7 @@ impl Log {
 
     /// Something an admin should know of.
     pub fn warning(&self, line: impl Display) {
-        let line = one_line(line);
+        let line = one_line(&line.to_string());
         if !self.send(|syslog| syslog.warning(&line)) {
             self.complain(&line);
         }
@@ -55,7 +56,7 @@ impl Log {
 
     /// Something that could not be done.
     pub fn error(&self, line: impl Display) {
-        let line = one_line(line);
+        let line = one_line(&line.to_string());
         if !self.send(|syslog| syslog.err(&line)) {
             self.complain(&line);
         }
@@ -73,7 +74,7 @@ impl Log {
     }
 
     fn send(&self, write: impl FnOnce(&mut Syslog) -> syslog::Result<()>) -> bool {
-        if self.rehearsal.is_some() {
+        if self.dry_run.is_some() {
             return false;
         }
         let syslog = self.syslog.get_or_init(|| {
@@ -88,11 +89,6 @@ impl Log {
         });
         syslog.as_ref().is_some_and(|syslog| write(&mut syslog.borrow_mut()).is_ok())
     }
-}
-
-/// Guests' names stand in most lines, and may hold a newline that would make a second, forged line of the rest.
-fn one_line(line: impl Display) -> String {
-    Error::new(line.to_string()).to_string()
 }
 
 /// A log that is stuck must not hold up a guest: each line waits a little, then goes to stderr.

@@ -16,12 +16,12 @@ use std::{fs, io};
 pub struct Parked {
     /// The guests, in the order of their names.
     #[serde(rename = "guest", default)]
-    pub guests: Vec<Guest>,
+    pub guests: Vec<ParkedGuest>,
 }
 
 /// A guest's definition as it was when it was last read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Guest {
+pub struct ParkedGuest {
     /// The guest's name.
     #[serde(rename = "@name")]
     pub name: String,
@@ -33,15 +33,15 @@ pub struct Guest {
     pub refused: Option<u64>,
     /// Its pooled devices.
     #[serde(rename = "device", default)]
-    pub devices: Vec<Place>,
+    pub devices: Vec<PooledDevice>,
     /// Where else on the host it has devices: not for any of the pooled ones.
     #[serde(rename = "other", default)]
-    pub others: Vec<Other>,
+    pub others: Vec<OtherDevice>,
 }
 
 /// A pooled device of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct PooledDevice {
     /// The pool it is asked from.
     #[serde(rename = "@pool")]
     pub pool: String,
@@ -58,7 +58,7 @@ pub struct Place {
 
 /// A device that is not asked from a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Other {
+pub struct OtherDevice {
     /// Where it is.
     #[serde(rename = "@address")]
     pub address: PciAddress,
@@ -89,12 +89,12 @@ impl Parked {
     }
 
     /// What is known of a guest.
-    pub fn guest(&self, name: &str) -> Option<&Guest> {
+    pub fn guest(&self, name: &str) -> Option<&ParkedGuest> {
         self.place(name).ok().map(|place| &self.guests[place])
     }
 
     /// Replaces what is known of a guest.
-    pub fn put(&mut self, name: &str, guest: Option<Guest>) {
+    pub fn put(&mut self, name: &str, guest: Option<ParkedGuest>) {
         let place = self.place(name);
         let (Ok(at) | Err(at)) = place;
         self.guests.splice(at..at + usize::from(place.is_ok()), guest);

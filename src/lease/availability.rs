@@ -87,10 +87,10 @@ impl<'a> Availability<'a> {
     }
 
     /// A look at all devices of a host.
-    pub fn of_all(picture: &'a Snapshot<'a>, store: &'a Records<'a>, settings: &'a Settings) -> Result<Self> {
-        let guard = Guard::new(picture.host(), settings.deadline());
+    pub fn of_all(snapshot: &'a Snapshot<'a>, store: &'a Records<'a>, settings: &'a Settings) -> Result<Self> {
+        let guard = Guard::new(snapshot.host(), settings.deadline());
         let all = Some(All { guard, claimed: store.claimed()? });
-        Ok(Self { look: picture, all, ..Self::new(picture.host(), store, settings) })
+        Ok(Self { look: snapshot, all, ..Self::new(snapshot.host(), store, settings) })
     }
 
     fn owner(&self, address: PciAddress) -> Result<Option<String>> {
@@ -105,7 +105,7 @@ impl<'a> Availability<'a> {
         if let Some(known) = self.holders.borrow().get(guest) {
             return known.clone();
         }
-        let lease = self.store.peek(guest);
+        let lease = self.store.lease_or_none(guest);
         let holder = lease.map(|lease| Rc::new(Holder { is_in_use: lease.is_in_use(self.look.host(), guest), lease }));
         self.holders.borrow_mut().insert(guest.to_owned(), holder.clone());
         holder

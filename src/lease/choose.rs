@@ -40,7 +40,7 @@ impl Leases<'_> {
                 return Err(Error::new("it runs already, and holds its devices"));
             }
             Some(lease) if lease.state != LeaseState::Reserved => {
-                let _ = self.give_back(guest, &turn, Occasion::Release);
+                let _ = self.reattach(guest, &turn, Occasion::Release);
             }
             _ => {}
         }
@@ -148,17 +148,17 @@ impl Leases<'_> {
     }
 
     /// Why devices are none of the pool that they are asked from.
-    pub(super) fn strangers(&self, assigned: &[Assigned]) -> Result<BTreeMap<PciAddress, Error>> {
-        let mut strangers = BTreeMap::new();
+    pub(super) fn not_members(&self, assigned: &[Assigned]) -> Result<BTreeMap<PciAddress, Error>> {
+        let mut not_members = BTreeMap::new();
         for Assigned { address, pool, .. } in assigned {
             let Some(name) = pool else { continue };
             match self.pools().find(name) {
-                Err(error) => _ = strangers.insert(*address, error),
+                Err(error) => _ = not_members.insert(*address, error),
                 Ok(pool) => {
                     // One that is not there is refused for that.
                     if sysfs::identity(self.host, *address)?.is_some_and(|device| !pool.has_member(self.host, &device))
                     {
-                        strangers.insert(
+                        not_members.insert(
                             *address,
                             Error::new(format!("{address} is no device of pool '{name}' on this host")),
                         );
@@ -166,7 +166,7 @@ impl Leases<'_> {
                 }
             }
         }
-        Ok(strangers)
+        Ok(not_members)
     }
 
     /// A request whose device is just being moved must not start without it. One whose device somebody took out of the

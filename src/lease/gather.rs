@@ -1,4 +1,4 @@
-//! What a start depends on: the devices, their owners, and what the host needs. Changes nothing, so that a start can be
+//! What a start depends on: the devices, their owners, and what the host uses. Changes nothing, so that a start can be
 //! foreseen as well as carried out; who carries it out looks under the lock.
 
 use crate::Leases;
@@ -19,24 +19,24 @@ type ReadLease<'a> = &'a dyn Fn(&str) -> Result<Option<Lease>>;
 
 /// The facts about one guest's start.
 pub(super) struct Facts<'a> {
-    events: &'a Leases<'a>,
+    leases: &'a Leases<'a>,
     guest: &'a str,
     assigned: &'a [Assigned],
-    strangers: BTreeMap<PciAddress, Error>,
-    needs: BTreeMap<PciAddress, Option<HostUse>>,
+    not_members: BTreeMap<PciAddress, Error>,
+    uses: BTreeMap<PciAddress, Option<HostUse>>,
     /// The gone guests that have given back by now what they could.
     pub(super) recovered: BTreeSet<String>,
 }
 
 impl<'a> Facts<'a> {
     /// Those that are found out without the lock.
-    pub(super) fn new(events: &'a Leases, guest: &'a str, assigned: &'a [Assigned]) -> Result<Self> {
+    pub(super) fn new(leases: &'a Leases, guest: &'a str, assigned: &'a [Assigned]) -> Result<Self> {
         let facts = Self {
-            events,
+            leases,
             guest,
             assigned,
-            strangers: events.strangers(assigned)?,
-            needs: BTreeMap::new(),
+            not_members: leases.not_members(assigned)?,
+            uses: BTreeMap::new(),
             recovered: BTreeSet::new(),
         };
         facts.expect_answers()?;
@@ -50,18 +50,18 @@ impl<'a> Facts<'a> {
             assigned: self.assigned,
             functions,
             missing,
-            needs: &self.needs,
-            strangers: &self.strangers,
-            settings: &self.events.settings,
-            settings_error: self.events.settings_error.as_ref(),
+            uses: &self.uses,
+            not_members: &self.not_members,
+            settings: &self.leases.settings,
+            settings_error: self.leases.settings_error.as_ref(),
         })
     }
 
-    /// Finds out what the host needs of a device.
-    pub(super) fn find_need(&mut self, address: PciAddress) -> Result<()> {
-        let need = guard::of(self.events.host, address, self.events.settings.deadline())
+    /// Finds out what the host uses of a device.
+    pub(super) fn find_use(&mut self, address: PciAddress) -> Result<()> {
+        let need = guard::of(self.leases.host, address, self.leases.settings.deadline())
             .map_err(|error| error.during(format_args!("Cannot find out whether the host uses {address}")))?;
-        self.needs.insert(address, need);
+        self.uses.insert(address, need);
         Ok(())
     }
 
@@ -69,12 +69,12 @@ impl<'a> Facts<'a> {
     /// before. What others own is not asked about, and vfio-pci has nothing to hang on.
     fn expect_answers(&self) -> Result<()> {
         for wanted in self.assigned {
-            let group = sysfs::identity(self.events.host, wanted.address)?.and_then(|device| device.group);
-            for member in group.map_or(Ok(Vec::new()), |group| sysfs::group_members(self.events.host, group))? {
-                let is_theirs = self.events.store.owner(member)?.is_some_and(|owner| owner != self.guest);
-                match sysfs::identity(self.events.host, member)? {
+            let group = sysfs::identity(self.leases.host, wanted.address)?.and_then(|device| device.group);
+            for member in group.map_or(Ok(Vec::new()), |group| sysfs::group_members(self.leases.host, group))? {
+                let is_theirs = self.leases.store.owner(member)?.is_some_and(|owner| owner != self.guest);
+                match sysfs::identity(self.leases.host, member)? {
                     Some(device) if !is_theirs && device.on_host_driver() && !device.is_bridge() => {
-                        sysfs::expect_answer(self.events.host, &device, self.events.settings.deadline())?;
+                        sysfs::expect_answer(self.leases.host, &device, self.leases.settings.deadline())?;
                     }
                     _ => {}
                 }
@@ -92,7 +92,7 @@ impl<'a> Facts<'a> {
             if functions.contains_key(&address) {
                 continue;
             }
-            let Some(device) = sysfs::identity(self.events.host, address)? else {
+            let Some(device) = sysfs::identity(self.leases.host, address)? else {
                 let owner = self.owner(address, None, leases)?;
                 missing.extend(owner.map(|owner| (address, owner)));
                 continue;
@@ -101,22 +101,22 @@ impl<'a> Facts<'a> {
             // A driver may hang while it has to do with a device that another guest owns; so nothing is asked of it.
             let is_ours =
                 owner.as_ref().is_none_or(|owner| matches!(owner.state, OwnerState::Ourselves | OwnerState::Stuck));
-            let device = if is_ours { sysfs::device(self.events.host, address)?.unwrap_or(device) } else { device };
+            let device = if is_ours { sysfs::device(self.leases.host, address)?.unwrap_or(device) } else { device };
             let is_assigned = self.assigned.iter().any(|device| device.address == address);
             if let Some(group) = device.group.filter(|group| is_assigned && groups.insert(*group)) {
-                open.extend(sysfs::group_members(self.events.host, group)?);
+                open.extend(sysfs::group_members(self.leases.host, group)?);
             }
-            open.extend(sysfs::vfs_of(self.events.host, address)?);
+            open.extend(sysfs::vfs_of(self.leases.host, address)?);
             functions.insert(address, Function { device, owner });
         }
         Ok((functions, missing))
     }
 
     /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is. A reservation that was
-    /// not used in time counts no more, and needs no other guest's turn: two guests may want each other's.
+    /// not used in time counts no more, and uses no other guest's turn: two guests may want each other's.
     fn owner(&self, address: PciAddress, id: Option<PciId>, leases: ReadLease) -> Result<Option<Owner>> {
         let record = |lease: &Lease| lease.held(address).filter(|held| id.is_none_or(|id| held.id == id)).cloned();
-        let Some(owner) = self.events.store.owner(address)? else { return Ok(None) };
+        let Some(owner) = self.leases.store.owner(address)? else { return Ok(None) };
         let lease = leases(&owner)?;
         if owner == self.guest {
             let held = lease.as_ref().and_then(record);
@@ -124,14 +124,14 @@ impl<'a> Facts<'a> {
         }
         let Some(lease) = lease else {
             // The lease was lost. Only the guest itself can still need the device.
-            let runs = runtime::qemu(self.events.host, &owner).is_some();
+            let runs = runtime::qemu(self.leases.host, &owner).is_some();
             return Ok(runs.then_some(Owner { guest: owner, state: OwnerState::InUse, held: None }));
         };
         // What a dry run has given back is still on record.
-        if lease.is_over(self.events.host) || self.events.host.is_dry() && self.recovered.contains(&owner) {
+        if lease.is_over(self.leases.host) || self.leases.host.is_dry() && self.recovered.contains(&owner) {
             return Ok(None);
         }
-        let state = if lease.is_in_use(self.events.host, &owner) {
+        let state = if lease.is_in_use(self.leases.host, &owner) {
             OwnerState::InUse
         } else if !self.recovered.contains(&owner) {
             OwnerState::Gone

@@ -53,17 +53,17 @@ impl Leases<'_> {
                 Err(refusal) => return Err(refusal.why),
             }
         };
-        let mover = self.mover(guest);
+        let binder = self.binder(guest);
         for held in devices.iter().filter(|held| before.held(held.address).is_none()) {
-            if let Err(error) = mover.take(held) {
-                let hanging = mover.hangs.get().then_some(held.address);
-                return Err(match self.shrink(guest, &assigned, hanging, &turn) {
+            if let Err(error) = binder.take(held) {
+                let hanging = binder.hangs.get().then_some(held.address);
+                return Err(match self.drop_surplus(guest, &assigned, hanging, &turn) {
                     Ok(_) => error,
                     Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
                 });
             }
         }
-        self.tell_reconciler(guest);
+        self.notify_reconciler(guest);
         Ok(address)
     }
 
@@ -76,18 +76,18 @@ impl Leases<'_> {
     /// The same by the devices that it has.
     pub fn unplug_all_but(&self, guest: &str, assigned: &[Assigned]) -> Result<()> {
         let turn = self.turn(guest)?;
-        if self.shrink(guest, assigned, None, &turn)? {
-            self.tell_reconciler(guest);
+        if self.drop_surplus(guest, assigned, None, &turn)? {
+            self.notify_reconciler(guest);
         }
         Ok(())
     }
 
     /// The running guests whose leases tell of more than they use, or of something that could not be given back: a hot-plug
     /// did not end, or the guest let go of a device later than it was asked to.
-    pub fn in_doubt(&self) -> Result<Vec<String>> {
+    pub fn needing_settlement(&self) -> Result<Vec<String>> {
         let mut guests = Vec::new();
         for guest in self.store.guests()? {
-            let Some(lease) = self.store.peek(&guest) else { continue };
+            let Some(lease) = self.store.lease_or_none(&guest) else { continue };
             if lease.state == LeaseState::Active
                 && lease.is_running(self.host, &guest)
                 && (self.store.attention(&guest)?.is_some() || self.is_idle(&lease)?)
@@ -125,7 +125,7 @@ impl Leases<'_> {
             return Err(Error::new("it is just being started or stopped; try again when that is over"));
         }
         lease.qemu = qemu;
-        self.learn(guest, assigned, &mut lease, &locked)?;
+        self.adopt_running(guest, assigned, &mut lease, &locked)?;
         if !lease.devices.is_empty() && found.as_ref() != Some(&lease) {
             locked.write(guest, &lease)?;
         }
@@ -134,7 +134,13 @@ impl Leases<'_> {
 
     /// Gives back all that a running guest's lease has beside these devices and their groups. What somebody has open stays.
     /// Whether there was anything.
-    fn shrink(&self, guest: &str, assigned: &[Assigned], hanging: Option<PciAddress>, _turn: &Turn) -> Result<bool> {
+    fn drop_surplus(
+        &self,
+        guest: &str,
+        assigned: &[Assigned],
+        hanging: Option<PciAddress>,
+        _turn: &Turn,
+    ) -> Result<bool> {
         // One that has stopped meanwhile gives back all by itself.
         let Some(lease) = self.lease(guest)?.filter(|lease| lease.is_running(self.host, guest)) else {
             return Ok(false);
@@ -164,7 +170,7 @@ impl Leases<'_> {
             self.store.lock()?.clear_attention(guest)?;
             return Ok(false);
         }
-        self.return_all(guest, &lease, &surplus, kept, true, hanging)?;
+        self.reattach_all(guest, &lease, &surplus, kept, true, hanging)?;
         self.store.lock()?.clear_attention(guest)?;
         Ok(true)
     }

@@ -4,12 +4,13 @@ use crate::records::Records;
 use model::error::Result;
 use model::lease::Role;
 use model::step::VFIO_PCI;
+use model::text::one_line;
 
 /// What nobody gives back when its guest stops, now that ours is not called any more; with the way to do it by hand.
 pub fn left_behind(store: &Records) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for guest in store.guests()? {
-        for held in store.peek(&guest).iter().flat_map(|lease| &lease.devices) {
+        for held in store.lease_or_none(&guest).iter().flat_map(|lease| &lease.devices) {
             let (address, role) = (held.address, held.role);
             let before = held.driver.as_deref().unwrap_or("no driver");
             let mut remedies = Vec::new();
@@ -23,7 +24,7 @@ pub fn left_behind(store: &Records) -> Result<Vec<String>> {
                 lines.push(format!(
                     "{address} ({role} of guest '{}', was on {before}) does not come back by itself any more. When the guest has \
                      stopped: {}",
-                    guest.escape_debug(),
+                    one_line(&guest),
                     remedies.join("; ")
                 ));
             }

@@ -34,7 +34,7 @@ use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState, Role};
 use model::settings::Settings;
 use once_cell::unsync::OnceCell;
-pub use preview::{Forecast, Taken};
+pub use preview::{Acquired, Preview};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -83,7 +83,7 @@ impl<'a> Leases<'a> {
         let domain = Domain::parse(xml)?;
         let assigned = domain.assigned();
         self.expect_all_devices(&domain)?;
-        if self.is_none_of_ours(guest, &assigned) {
+        if self.has_no_devices(guest, &assigned) {
             return Ok(());
         }
         let turn = self.turn(guest)?;
@@ -93,24 +93,24 @@ impl<'a> Leases<'a> {
             }
             if lease.state != LeaseState::Reserved {
                 // A start that nobody ended. What cannot go back now stays on record, and may do for this start.
-                let _ = self.give_back(guest, &turn, Occasion::Release);
+                let _ = self.reattach(guest, &turn, Occasion::Release);
             }
         }
         self.take(guest, &assigned, &turn)?;
-        self.tell_reconciler(guest);
-        self.try_again_elsewhere(guest);
+        self.notify_reconciler(guest);
+        self.retry_others(guest);
         Ok(())
     }
 
     /// The devices that libvirt itself chose are known now; takes what they need beyond what `prepare` took.
     pub fn start(&self, guest: &str, xml: &[u8]) -> Result<()> {
         let assigned = domain::assigned_devices(xml)?;
-        if self.is_none_of_ours(guest, &assigned) {
+        if self.has_no_devices(guest, &assigned) {
             return Ok(());
         }
         let turn = self.turn(guest)?;
         self.take(guest, &assigned, &turn)?;
-        self.tell_reconciler(guest);
+        self.notify_reconciler(guest);
         Ok(())
     }
 
@@ -118,7 +118,7 @@ impl<'a> Leases<'a> {
     /// hot-plugged, or the lease was lost) is learned as it is.
     pub fn runs(&self, guest: &str, xml: &[u8]) -> Result<()> {
         let assigned = domain::assigned_devices(xml)?;
-        if self.is_none_of_ours(guest, &assigned) {
+        if self.has_no_devices(guest, &assigned) {
             return Ok(());
         }
         let _turn = self.turn(guest)?;
@@ -129,7 +129,7 @@ impl<'a> Leases<'a> {
         lease.starter = runtime::starter(self.host).or(lease.starter);
         let qemu = runtime::qemu(self.host, guest);
         if qemu.is_some() {
-            self.learn(guest, &assigned, &mut lease, &locked)?;
+            self.adopt_running(guest, &assigned, &mut lease, &locked)?;
             lease.qemu = qemu;
         }
         if lease.devices.is_empty() || found.as_ref() == Some(&lease) {
@@ -142,12 +142,12 @@ impl<'a> Leases<'a> {
     pub fn release(&self, guest: &str) -> Result<()> {
         let result = if self.store.has_lease(guest) {
             let result = self.end(guest);
-            self.tell_reconciler(guest);
+            self.notify_reconciler(guest);
             result
         } else {
             Ok(())
         };
-        self.try_again_elsewhere(guest);
+        self.retry_others(guest);
         result
     }
 
@@ -163,7 +163,7 @@ impl<'a> Leases<'a> {
         }
         drop(locked);
         let turn = turn.map_or_else(|| self.turn(guest), Ok)?;
-        self.give_back(guest, &turn, Occasion::Release)
+        self.reattach(guest, &turn, Occasion::Release)
     }
 
     /// Gives back what guests left that no longer run and that nobody is starting. Returns what could not be done.
@@ -171,7 +171,7 @@ impl<'a> Leases<'a> {
         let mut failures = Vec::new();
         let guests = self.store.guests()?.into_iter().chain(self.store.guests_needing_attention()?);
         for guest in guests.collect::<BTreeSet<_>>() {
-            let done = self.turn(&guest).and_then(|turn| self.give_back(&guest, &turn, Occasion::Retry));
+            let done = self.turn(&guest).and_then(|turn| self.reattach(&guest, &turn, Occasion::Retry));
             failures.extend(done.err().map(|error| error.during(format_args!("guest '{guest}'"))));
         }
         Ok(failures)
@@ -183,14 +183,14 @@ impl<'a> Leases<'a> {
     }
 
     /// After a lease changed, guests may have to be pointed at other devices, if any guest here asks pools.
-    fn tell_reconciler(&self, guest: &str) {
+    fn notify_reconciler(&self, guest: &str) {
         if files::names(&self.host.pools()).is_ok_and(|names| !names.is_empty()) {
             self.wake(&format!("guest {guest}"));
         }
     }
 
     /// Most guests have no PCI device, and never had one.
-    fn is_none_of_ours(&self, guest: &str, assigned: &[Assigned]) -> bool {
+    fn has_no_devices(&self, guest: &str, assigned: &[Assigned]) -> bool {
         assigned.is_empty() && !self.store.has_lease(guest)
     }
 
@@ -202,7 +202,7 @@ impl<'a> Leases<'a> {
         self.store.turn(guest, self.settings.deadline())
     }
 
-    fn mover(&self, guest: &str) -> Binder<'_> {
+    fn binder(&self, guest: &str) -> Binder<'_> {
         Binder {
             host: self.host,
             is_claimed: Box::new(|address| Ok(self.store.owner(address)?.is_some())),
@@ -215,7 +215,7 @@ impl<'a> Leases<'a> {
 
     /// Adds the groups of devices that a running guest has and its lease does not tell of. How they were found is not
     /// known any more, so they stay on the driver they have.
-    fn learn(&self, guest: &str, assigned: &[Assigned], lease: &mut Lease, locked: &Locked) -> Result<()> {
+    fn adopt_running(&self, guest: &str, assigned: &[Assigned], lease: &mut Lease, locked: &Locked) -> Result<()> {
         for wanted in assigned {
             if lease.held(wanted.address).is_some() {
                 continue;
@@ -247,7 +247,7 @@ impl<'a> Leases<'a> {
                 }
                 self.log.warning(format_args!(
                     "{member}: learned from the running guest '{guest}'; it stays on {} when the guest stops, unless libvirt \
-                     gives it back",
+                     reattaches it",
                     device.driver.as_deref().unwrap_or("no driver")
                 ));
                 lease.devices.push(HeldDevice::as_found(&device, role));

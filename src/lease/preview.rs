@@ -16,17 +16,17 @@ use model::step::Step;
 
 /// What a start would do.
 #[derive(Debug, Default)]
-pub struct Forecast {
+pub struct Preview {
     /// The guests that are gone and whose devices it would first give back; the guest of the start itself may be one.
     pub left_by: Vec<String>,
     /// What it would take then, in this order. `None`: that can be told only when those devices are back, as VFs are among
     /// them.
-    pub taken: Option<Vec<Taken>>,
+    pub taken: Option<Vec<Acquired>>,
 }
 
 /// What a start would do with one device.
 #[derive(Debug)]
-pub struct Taken {
+pub struct Acquired {
     /// The device as it would be found.
     pub device: PciDevice,
     /// What the guest's lease would tell of it.
@@ -40,20 +40,20 @@ impl Leases<'_> {
     ///
     /// # Errors
     /// The start would be refused: the reason, word for word.
-    pub fn foresee(&self, guest: &str, domain: &Domain) -> Result<Forecast> {
+    pub fn preview(&self, guest: &str, domain: &Domain) -> Result<Preview> {
         let assigned = domain.assigned();
         missing_devices(domain)?;
-        if self.is_none_of_ours(guest, &assigned) {
-            return Ok(Forecast { taken: Some(Vec::new()), ..Forecast::default() });
+        if self.has_no_devices(guest, &assigned) {
+            return Ok(Preview { taken: Some(Vec::new()), ..Preview::default() });
         }
-        self.foresee_devices(guest, &assigned).map_err(|refusal| self.words(guest, &assigned, refusal).0)
+        self.preview_devices(guest, &assigned).map_err(|refusal| self.words(guest, &assigned, refusal).0)
     }
 
     /// What a start with these devices would do. A guest that is only thought of has no name.
     ///
     /// # Errors
     /// Why it would be refused, before that is put into words for pools.
-    pub fn foresee_devices(&self, guest: &str, assigned: &[Assigned]) -> Result<Forecast, Refusal> {
+    pub fn preview_devices(&self, guest: &str, assigned: &[Assigned]) -> Result<Preview, Refusal> {
         let own = if guest.is_empty() { None } else { self.store.look(guest)? };
         let is_left = own.is_some_and(|lease| lease.state != LeaseState::Reserved);
         let mut left_by = if is_left { vec![guest.to_owned()] } else { Vec::new() };
@@ -61,38 +61,38 @@ impl Leases<'_> {
         loop {
             let mut scene = facts.scene(&|guest| self.store.look(guest))?;
             for gone in &left_by {
-                if !self.suppose_back(&mut scene, gone, gone == guest)? {
-                    return Ok(Forecast { left_by, taken: None });
+                if !self.suppose_reattached(&mut scene, gone, gone == guest)? {
+                    return Ok(Preview { left_by, taken: None });
                 }
             }
             match plan(&scene)? {
                 Answer::Take(held) => {
                     let taken = Some(self.steps(guest, held, &scene));
-                    return Ok(Forecast { left_by, taken });
+                    return Ok(Preview { left_by, taken });
                 }
-                Answer::FindNeed(address) => facts.find_need(address)?,
-                Answer::Recover(gone) if left_by.contains(&gone) => return Ok(Forecast { left_by, taken: None }),
+                Answer::FindUse(address) => facts.find_use(address)?,
+                Answer::Recover(gone) if left_by.contains(&gone) => return Ok(Preview { left_by, taken: None }),
                 Answer::Recover(gone) => left_by.push(gone),
             }
         }
     }
 
-    fn steps(&self, guest: &str, held: Vec<HeldDevice>, scene: &Scene) -> Vec<Taken> {
-        let mover = self.mover(guest);
+    fn steps(&self, guest: &str, held: Vec<HeldDevice>, scene: &Scene) -> Vec<Acquired> {
+        let binder = self.binder(guest);
         let mut is_loaded = false;
         let taken = held.into_iter().filter_map(|held| {
             let device = scene.functions.get(&held.address)?.device.clone();
-            let mut steps = mover.steps(&device, held.role);
+            let mut steps = binder.steps(&device, held.role);
             steps.retain(|step| *step != Step::LoadVfio || !is_loaded);
             is_loaded |= steps.contains(&Step::LoadVfio);
-            Some(Taken { device, held, steps })
+            Some(Acquired { device, held, steps })
         });
         taken.collect()
     }
 
     /// Makes a scene what it is when a gone guest has given back what it can: all, if libvirt has done its part. Whether that
     /// is known, as the VFs of a PF are yet to be made.
-    fn suppose_back(&self, scene: &mut Scene, gone: &str, is_over: bool) -> Result<bool> {
+    fn suppose_reattached(&self, scene: &mut Scene, gone: &str, is_over: bool) -> Result<bool> {
         let Some(lease) = self.store.look(gone)? else { return Ok(true) };
         let is_over = is_over || lease.state == LeaseState::Returning || !lease.libvirt_lives(self.host);
         for function in scene.functions.values_mut() {
@@ -118,8 +118,8 @@ impl Leases<'_> {
     ///
     /// # Errors
     /// Why they would not start it.
-    pub fn foresee_choice<'d>(&self, guest: &str, domain: &'d Domain) -> Result<Vec<(&'d Element, PciAddress)>> {
+    pub fn preview_choice<'d>(&self, guest: &str, domain: &'d Domain) -> Result<Vec<(&'d Element, PciAddress)>> {
         missing_devices(domain)?;
-        self.choose_by(guest, domain, |assigned| self.foresee_devices(guest, assigned).map(drop))
+        self.choose_by(guest, domain, |assigned| self.preview_devices(guest, assigned).map(drop))
     }
 }

@@ -139,7 +139,7 @@ impl<'a> Records<'a> {
     }
 
     /// A guest's lease as it is at this moment; `None` also for one that cannot be read. For advice only.
-    pub fn peek(&self, guest: &str) -> Option<Lease> {
+    pub fn lease_or_none(&self, guest: &str) -> Option<Lease> {
         quick_xml::de::from_str(&fs::read_to_string(self.path("leases", guest)).ok()?).ok()
     }
 
@@ -260,8 +260,8 @@ impl Locked<'_> {
             rename(&path, &aside)?;
         }
         self.store.log.error(Error::new(format!(
-            "The lease of guest '{guest}' is corrupt ({cause}) and set aside as {}; what the guest had taken is not given \
-             back by itself",
+            "The lease of guest '{guest}' is corrupt ({cause}) and set aside as {}; the guest's devices are not reattached \
+             automatically",
             aside.display()
         )));
         Ok(None)

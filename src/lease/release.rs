@@ -17,7 +17,7 @@ impl Leases<'_> {
     /// that says so.
     ///
     /// `force`: whatever libvirt may still be about to do for this guest, it is over. A device that somebody has open stays.
-    pub fn release_by_hand(&self, guest: &str, device: Option<PciAddress>, force: bool) -> Result<String> {
+    pub fn release_by_admin(&self, guest: &str, device: Option<PciAddress>, force: bool) -> Result<String> {
         let nothing = || Error::new("it holds nothing; see `vfpool list`");
         if !self.store.has_lease(guest) && self.store.attention(guest)?.is_none() {
             return Err(nothing());
@@ -28,7 +28,7 @@ impl Leases<'_> {
             let Some(mut lease) = locked.lease(guest)? else {
                 if self.store.attention(guest)?.is_some() {
                     locked.clear_attention(guest)?;
-                    return Ok(format!("guest '{guest}': nothing is left to be given back"));
+                    return Ok(format!("guest '{guest}': nothing is left to reattach"));
                 }
                 return Err(nothing());
             };
@@ -46,22 +46,22 @@ impl Leases<'_> {
             let kept = lease.devices.iter().filter(|held| !wanted.contains(held)).cloned().collect();
             self.store.lock()?.settle(guest, &lease, kept, None)?;
         } else if wanted.len() == lease.devices.len() {
-            self.give_back(guest, &turn, if force { Occasion::Release } else { Occasion::Retry })?;
+            self.reattach(guest, &turn, if force { Occasion::Release } else { Occasion::Retry })?;
         } else {
             let kept = lease.devices.iter().filter(|held| !wanted.contains(held)).cloned().collect();
             let is_over = force || lease.state == LeaseState::Returning || !lease.libvirt_lives(self.host);
-            self.return_all(guest, &lease, &wanted, kept, is_over, None)?;
+            self.reattach_all(guest, &lease, &wanted, kept, is_over, None)?;
         }
         let left = if self.host.is_dry() { None } else { self.lease(guest)? };
         let left = left.iter().flat_map(|lease| &lease.devices).find(|held| addresses.contains(&held.address));
         if let Some(held) = left {
             return Err(Error::new(format!(
-                "{} is libvirt's to give back, and libvirtd, which stops or starts the guest, still runs",
+                "libvirt has to reattach {}, and libvirtd, which stops or starts the guest, is still running",
                 held.address
             ))
             .remedy("If it has nothing to do with the guest any more, say --force"));
         }
-        self.tell_reconciler(guest);
+        self.notify_reconciler(guest);
         let addresses: Vec<String> = addresses.iter().map(PciAddress::to_string).collect();
         let line = format!("guest '{guest}': released by hand: {}", addresses.join(", "));
         self.log.info(&line);
@@ -92,9 +92,7 @@ impl Leases<'_> {
         let unknown = || HostUse::InVfio { by: "a program that has it open".to_owned() };
         let need = guard::of(self.host, held.address, self.settings.deadline())?;
         match need.or_else(|| device.in_vfio_use.then(unknown)) {
-            Some(need) => {
-                Err(Error::new(format!("{} cannot be given back: {need}. {} first", held.address, need.remedy())))
-            }
+            Some(need) => Err(Error::new(format!("Cannot reattach {}: {need}. {} first", held.address, need.remedy()))),
             None => Ok(()),
         }
     }

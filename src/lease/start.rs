@@ -22,11 +22,11 @@ impl Leases<'_> {
             }
             why
         })?;
-        let mover = self.mover(guest);
+        let binder = self.binder(guest);
         for held in &devices {
-            if let Err(error) = mover.take(held) {
-                let hanging = mover.hangs.get().then_some(held.address);
-                return Err(match self.give_back(guest, turn, Occasion::Undo { hanging }) {
+            if let Err(error) = binder.take(held) {
+                let hanging = binder.hangs.get().then_some(held.address);
+                return Err(match self.reattach(guest, turn, Occasion::Undo { hanging }) {
                     Ok(()) => error,
                     Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
                 });
@@ -52,15 +52,15 @@ impl Leases<'_> {
                     write_new(guest, &make, &devices, &locked)?;
                     return Ok(devices);
                 }
-                Answer::FindNeed(address) => {
+                Answer::FindUse(address) => {
                     drop(locked);
-                    facts.find_need(address)?;
+                    facts.find_use(address)?;
                 }
                 Answer::Recover(other) => {
                     drop(locked);
                     let turn = self.turn(&other)?;
                     // What stays with it is known next time round.
-                    let _ = self.give_back(&other, &turn, Occasion::Retry);
+                    let _ = self.reattach(&other, &turn, Occasion::Retry);
                     turns.push(turn);
                     facts.recovered.insert(other);
                 }

@@ -26,7 +26,7 @@ impl Leases<'_> {
     /// Gives back what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record, and
     /// so is what libvirt itself still has to give back: that is over with the guest's `release`, or when that libvirtd
     /// has died.
-    pub(super) fn give_back(&self, guest: &str, _turn: &Turn, occasion: Occasion) -> Result<()> {
+    pub(super) fn reattach(&self, guest: &str, _turn: &Turn, occasion: Occasion) -> Result<()> {
         let lease = {
             let locked = self.store.lock()?;
             let Some(mut lease) = locked.lease(guest)? else { return locked.clear_attention(guest) };
@@ -42,7 +42,7 @@ impl Leases<'_> {
                 }
                 Occasion::Release => lease.state = LeaseState::Returning,
                 _ if lease.state != LeaseState::Returning && !lease.libvirt_lives(self.host) => {
-                    self.log.warning(format_args!("guest '{guest}' is gone without a word; giving its devices back"));
+                    self.log.warning(format_args!("guest '{guest}' is no longer running; reattaching its devices"));
                     lease.state = LeaseState::Returning;
                 }
                 Occasion::Undo { .. } => lease.state = LeaseState::Failed,
@@ -57,11 +57,11 @@ impl Leases<'_> {
         };
         let hanging = if let Occasion::Undo { hanging } = occasion { hanging } else { None };
         let is_over = lease.state == LeaseState::Returning;
-        self.return_all(guest, &lease, &lease.devices, Vec::new(), is_over, hanging)
+        self.reattach_all(guest, &lease, &lease.devices, Vec::new(), is_over, hanging)
     }
 
     /// Gives back some of a lease's devices, in reverse, and writes down what is left: `kept`, and what could not go.
-    pub(super) fn return_all(
+    pub(super) fn reattach_all(
         &self,
         guest: &str,
         lease: &Lease,
@@ -70,7 +70,7 @@ impl Leases<'_> {
         libvirt_done: bool,
         hanging: Option<PciAddress>,
     ) -> Result<()> {
-        let mover = self.mover(guest);
+        let binder = self.binder(guest);
         let mut failure = None;
         for held in devices.iter().rev() {
             // VFs come back only with their PF, which stands behind them.
@@ -78,12 +78,12 @@ impl Leases<'_> {
                 Ok(false)
             } else if hanging == Some(held.address) {
                 Err(Error::new(format!(
-                    "{} stays on record until the kernel is done with it; it is given back at the next start or stop of a \
+                    "{} stays on record until the kernel is done with it; it is reattached at the next start or stop of a \
                      guest after that",
                     held.address
                 )))
             } else {
-                mover.give_back(held, libvirt_done)
+                binder.reattach(held, libvirt_done)
             };
             if !matches!(result, Ok(true)) {
                 kept.insert(0, held.clone());
@@ -100,12 +100,12 @@ impl Leases<'_> {
 
     /// What another guest could not give back may go now. Failures are told and stay on record; a guest whose turn is
     /// taken is at work on it, or hangs.
-    pub(super) fn try_again_elsewhere(&self, guest: &str) {
+    pub(super) fn retry_others(&self, guest: &str) {
         let Ok(others) = self.store.guests_needing_attention() else { return };
         // What failed a moment ago will fail again.
         for other in others.iter().filter(|other| *other != guest || !self.store.has_lease(guest)) {
             if let Ok(Some(turn)) = self.store.try_turn(other) {
-                let _ = self.give_back(other, &turn, Occasion::Retry);
+                let _ = self.reattach(other, &turn, Occasion::Retry);
             }
         }
     }

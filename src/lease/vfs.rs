@@ -167,7 +167,7 @@ impl<'a> Setup<'a> {
             return Ok(device.on_vfio);
         }
         let mut report = Report::default();
-        self.bind_all(&self.mover(pool), &[address], &mut report);
+        self.bind_all(&self.binder(pool), &[address], &mut report);
         for warning in &report.warnings {
             self.log.warning(warning);
         }
@@ -179,10 +179,10 @@ impl<'a> Setup<'a> {
         let device = report.add(sysfs::identity(self.host, address)).flatten();
         let Some(pf) = device.and_then(|device| device.physfn) else { return false };
         let turn = report.add(self.turn(pf));
-        turn.is_some() && self.bind_all(&self.mover(pool), &[address], report)
+        turn.is_some() && self.bind_all(&self.binder(pool), &[address], report)
     }
 
-    fn mover(&self, pool: &Pool) -> Binder<'_> {
+    fn binder(&self, pool: &Pool) -> Binder<'_> {
         Binder {
             host: self.host,
             is_claimed: Box::new(|address| Ok(self.store.owner(address)?.is_some())),
@@ -214,15 +214,15 @@ impl<'a> Setup<'a> {
         }
         let Some(device) = report.add(self.device(pf)) else { return false };
         let _making = Making::begin(self.host);
-        let mover = self.mover(pool);
+        let binder = self.binder(pool);
         // A host driver that probes a VF waits for the PF's interface. Where none does, the interface comes last: one that is
         // up would be closed and opened again for the VFs.
         let are_probed = device.drivers_autoprobe.is_none() || device.driver_override.is_none();
-        let mut has_changed = are_probed && report.add(self.bring_up(pf, &mover)) == Some(true);
-        has_changed |= report.add(self.make_vfs(pf, &device, &mover)) == Some(true);
+        let mut has_changed = are_probed && report.add(self.bring_up(pf, &binder)) == Some(true);
+        has_changed |= report.add(self.make_vfs(pf, &device, &binder)) == Some(true);
         let vfs = report.add(sysfs::vfs_of(self.host, pf.address)).unwrap_or_default();
-        has_changed |= self.bind_all(&mover, &vfs, report);
-        has_changed | (!are_probed && report.add(self.bring_up(pf, &mover)) == Some(true))
+        has_changed |= self.bind_all(&binder, &vfs, report);
+        has_changed | (!are_probed && report.add(self.bring_up(pf, &binder)) == Some(true))
     }
 
     /// A PF whose driver answers.
@@ -234,7 +234,7 @@ impl<'a> Setup<'a> {
     }
 
     /// VFs of a PF that is down have no link, and libvirt refuses to set the MAC of one.
-    fn bring_up(&self, pf: &Pf, mover: &Binder) -> Result<bool> {
+    fn bring_up(&self, pf: &Pf, binder: &Binder) -> Result<bool> {
         let Some(netdev) = &pf.netdev else { return Ok(false) };
         if guard::is_up(&self.host.netdev(netdev))? {
             return Ok(false);
@@ -244,7 +244,7 @@ impl<'a> Setup<'a> {
         let done = if self.host.is_dry() { Ok(ExitStatus::default()) } else { command::run(&ip, &up, self.limit) };
         let why = match done {
             Ok(status) if status.success() => {
-                self.log.info(format_args!("{netdev}: down -> up ({})", mover.user));
+                self.log.info(format_args!("{netdev}: down -> up ({})", binder.user));
                 return Ok(true);
             }
             Ok(status) => status.to_string(),
@@ -254,13 +254,13 @@ impl<'a> Setup<'a> {
     }
 
     /// Brings a PF to the number of VFs that its line asks for.
-    fn make_vfs(&self, pf: &Pf, device: &PciDevice, mover: &Binder) -> Result<bool> {
+    fn make_vfs(&self, pf: &Pf, device: &PciDevice, binder: &Binder) -> Result<bool> {
         let totalvfs = sysfs::totalvfs(self.host, pf.address)?;
         let mut has_changed = false;
         // Their own drivers are not to have them in between. A kernel without `driver_override` would keep vfio-pci off, too.
         if device.drivers_autoprobe == Some(true) && device.driver_override.is_some() {
-            mover.set_autoprobe(pf.address, false)?;
-            self.log.info(format_args!("{}: host drivers are kept from its new VFs ({})", pf.address, mover.user));
+            binder.set_autoprobe(pf.address, false)?;
+            self.log.info(format_args!("{}: host drivers are kept from its new VFs ({})", pf.address, binder.user));
             has_changed = true;
         }
         let now = device.numvfs;
@@ -281,11 +281,11 @@ impl<'a> Setup<'a> {
             return Err(during(error.remedy("Bind it to that, then run `vfpool setup`")));
         }
         if now > 0 {
-            self.remove_vfs(device, mover).map_err(during)?;
+            self.remove_vfs(device, binder).map_err(during)?;
         }
-        mover.set_numvfs(&PciDevice { numvfs: 0, ..device.clone() }, wanted)?;
+        binder.set_numvfs(&PciDevice { numvfs: 0, ..device.clone() }, wanted)?;
         if self.host.is_dry() {
-            self.log.info(format_args!("{}: its {wanted} VFs -> {VFIO_PCI} ({})", pf.address, mover.user));
+            self.log.info(format_args!("{}: its {wanted} VFs -> {VFIO_PCI} ({})", pf.address, binder.user));
             return Ok(true);
         }
         let made = sysfs::vfs_of(self.host, pf.address)?.len();
@@ -297,7 +297,7 @@ impl<'a> Setup<'a> {
     }
 
     /// The kernel goes from one number of VFs to another only by way of none, which takes them from whoever has one.
-    fn remove_vfs(&self, pf: &PciDevice, mover: &Binder) -> Result<()> {
+    fn remove_vfs(&self, pf: &PciDevice, binder: &Binder) -> Result<()> {
         let vfs = sysfs::vfs_of(self.host, pf.address)?;
         for vf in &vfs {
             if let Some(need) = self.need(*vf)? {
@@ -312,7 +312,7 @@ impl<'a> Setup<'a> {
                 return Err(Error::new(format!("guest '{guest}' has {vf}")).remedy("Stop it, then run `vfpool setup`"));
             }
         }
-        mover.set_numvfs(pf, 0)
+        binder.set_numvfs(pf, 0)
     }
 
     /// Why the host, or somebody through VFIO, needs a VF.
@@ -329,20 +329,20 @@ impl<'a> Setup<'a> {
     }
 
     /// Brings VFs of one PF to vfio-pci, but for those that somebody has. Whether that changed anything.
-    fn bind_all(&self, mover: &Binder, vfs: &[PciAddress], report: &mut Report) -> bool {
+    fn bind_all(&self, binder: &Binder, vfs: &[PciAddress], report: &mut Report) -> bool {
         // What is missing for all is told once.
         let Some(first) = vfs.first() else { return false };
-        if report.add(self.expect_vfio(mover, *first)).is_none() {
+        if report.add(self.expect_vfio(binder, *first)).is_none() {
             return false;
         }
         let mut has_changed = false;
         for vf in vfs {
-            match self.bind(mover, *vf) {
+            match self.bind(binder, *vf) {
                 Ok(Bound::Now) => has_changed = true,
                 Ok(Bound::Already) => {}
                 Ok(Bound::Needed(need)) => report.warnings.push(Error::new(format!(
                     "{vf} ({}) stays with the host: {need}. {}, then run `vfpool setup`",
-                    mover.user,
+                    binder.user,
                     need.remedy()
                 ))),
                 Err(error) => report.failures.push(error),
@@ -351,18 +351,18 @@ impl<'a> Setup<'a> {
         has_changed
     }
 
-    fn expect_vfio(&self, mover: &Binder, vf: PciAddress) -> Result<()> {
+    fn expect_vfio(&self, binder: &Binder, vf: PciAddress) -> Result<()> {
         if sysfs::identity(self.host, vf)?.is_some_and(|device| device.group.is_none()) {
-            return Err(Error::new(format!("Cannot bind {vf} ({}) to {VFIO_PCI}: it has no IOMMU group", mover.user))
+            return Err(Error::new(format!("Cannot bind {vf} ({}) to {VFIO_PCI}: it has no IOMMU group", binder.user))
                 .remedy(
                     "Switch the IOMMU on, in the firmware and with intel_iommu=on (Intel) on the kernel's command line",
                 ));
         }
-        mover.load_vfio()
+        binder.load_vfio()
     }
 
-    fn bind(&self, mover: &Binder, vf: PciAddress) -> Result<Bound> {
-        let gone = || Error::new(format!("Cannot bind {vf} ({}): it went away", mover.user));
+    fn bind(&self, binder: &Binder, vf: PciAddress) -> Result<Bound> {
+        let gone = || Error::new(format!("Cannot bind {vf} ({}): it went away", binder.user));
         let device = sysfs::identity(self.host, vf)?.ok_or_else(gone)?;
         if device.on_vfio || self.store.owner(vf)?.is_some() {
             return Ok(Bound::Already);
@@ -375,17 +375,17 @@ impl<'a> Setup<'a> {
             }
         }
         let device = sysfs::device(self.host, vf)?.ok_or_else(gone)?;
-        mover.probe_vfio(&device)?;
+        binder.probe_vfio(&device)?;
         match sysfs::driver_of(self.host, vf)? {
             now if now.as_deref() == Some(VFIO_PCI) || self.host.is_dry() => {
                 let before = device.driver.as_deref().unwrap_or("no driver");
-                self.log.info(format_args!("{vf}: {before} -> {VFIO_PCI} ({})", mover.user));
+                self.log.info(format_args!("{vf}: {before} -> {VFIO_PCI} ({})", binder.user));
                 Ok(Bound::Now)
             }
             now => {
                 let now = now.as_deref().unwrap_or("no driver");
                 let what =
-                    format!("Cannot bind {vf} ({}): {VFIO_PCI} does not take it, it is on {now} now", mover.user);
+                    format!("Cannot bind {vf} ({}): {VFIO_PCI} does not take it, it is on {now} now", binder.user);
                 Err(Error::new(what).remedy("See `dmesg` for the reason"))
             }
         }

@@ -1,6 +1,6 @@
 //! What a guest's start takes: facts and leases in, a list of devices to take or a refusal out.
 //!
-//! Pure. [`Scene`] is gathered by the event; a fact that is dear to find out (what the host needs, who is busy) is asked
+//! Pure. [`Scene`] is gathered by the event; a fact that is dear to find out (what the host uses, who is busy) is asked
 //! for by an [`Answer`] when the decision really hangs on it.
 
 use crate::address::PciAddress;
@@ -21,12 +21,12 @@ pub struct Scene<'a> {
     pub functions: BTreeMap<PciAddress, Function>,
     /// Who owns functions that are asked for and not there: VFs go with a PF that another guest has.
     pub missing: BTreeMap<PciAddress, Owner>,
-    /// What the host needs of a device, as far as it has been asked.
-    pub needs: &'a BTreeMap<PciAddress, Option<HostUse>>,
+    /// What the host uses of a device, as far as it has been asked.
+    pub uses: &'a BTreeMap<PciAddress, Option<HostUse>>,
     /// The admin's settings.
     pub settings: &'a Settings,
     /// Why devices that are asked for from a pool are none of it.
-    pub strangers: &'a BTreeMap<PciAddress, Error>,
+    pub not_members: &'a BTreeMap<PciAddress, Error>,
     /// Why the settings could not be read, if so; told with a refusal that they might have prevented.
     pub settings_error: Option<&'a Error>,
 }
@@ -45,7 +45,7 @@ pub struct Function {
 pub struct Owner {
     /// The guest's name.
     pub guest: String,
-    /// Whether it still needs the device.
+    /// Whether it still uses the device.
     pub state: OwnerState,
     /// Its record of this device, if there is one that fits the device which is here now.
     pub held: Option<HeldDevice>,
@@ -71,8 +71,8 @@ pub enum OwnerState {
 pub enum Answer {
     /// Record this and take these, in this order; the last ones go first back.
     Take(Vec<HeldDevice>),
-    /// Find out what the host needs of this device, and ask again.
-    FindNeed(PciAddress),
+    /// Find out what the host uses of this device, and ask again.
+    FindUse(PciAddress),
     /// Give back what this gone guest left, and ask again.
     Recover(String),
 }
@@ -111,7 +111,7 @@ pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
         .into());
     }
     for wanted in scene.assigned {
-        if let Some(why) = scene.strangers.get(&wanted.address) {
+        if let Some(why) = scene.not_members.get(&wanted.address) {
             return Err(about(wanted.address)(why.clone()));
         }
     }
@@ -140,8 +140,8 @@ pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
     }
     for take in &taken {
         if scene.wants_guard(take) {
-            match scene.needs.get(&take.function.device.address) {
-                None => return Ok(Answer::FindNeed(take.function.device.address)),
+            match scene.uses.get(&take.function.device.address) {
+                None => return Ok(Answer::FindUse(take.function.device.address)),
                 Some(Some(need)) if need.is_vital() || take.role != Role::Managed => {
                     return Err(about(take.reason)(scene.refuse_needed(take, need)));
                 }

@@ -2,18 +2,23 @@
 
 use std::fmt::Write;
 
-/// The text on one line: control characters (a guest's name may hold a newline) are escaped, so that no log, terminal or
-/// message takes them for more than text.
+/// The text on one line, safe to print: control characters (a guest's name may hold a newline or a terminal's escape
+/// sequence) are escaped, and so are those that change the order in which the rest of the line is shown.
 pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() {
+        if character.is_control() || is_direction(character) {
             let _ = write!(line, "{}", character.escape_default());
         } else {
             line.push(character);
         }
     }
     line
+}
+
+/// Source: Unicode, "Bidirectional Algorithm", "Directional Formatting Characters".
+fn is_direction(character: char) -> bool {
+    matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A word of a command that an admin is to run, as a shell takes it.
@@ -37,6 +42,7 @@ mod tests {
     #[test]
     fn stays_on_one_line() {
         assert_eq!(one_line("guest 'a\nb'"), "guest 'a\\nb'");
+        assert_eq!(one_line("\u{1b}[2J\u{202e}x"), "\\u{1b}[2J\\u{202e}x");
     }
 
     #[test]

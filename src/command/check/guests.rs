@@ -1,7 +1,7 @@
 //! Guests' definitions: what they ask pools for, which devices they name, and whether their memory can be locked.
 
 use super::pools::beside;
-use super::{Finding, Look, State};
+use super::{Context, Finding, Severity};
 use host::libvirt::{definitions, runtime};
 use host::pci::sysfs;
 use model::domain::{Domain, Request};
@@ -11,11 +11,11 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-impl Look<'_> {
+impl Context<'_> {
     pub(super) fn guests(&self) -> Vec<Finding> {
         let names = match definitions::names(self.host) {
             Ok(names) => names,
-            Err(error) => return vec![Finding::error("guest", State::Failure, &error)],
+            Err(error) => return vec![Finding::error("guest", Severity::Failure, &error)],
         };
         let mut findings = Vec::new();
         for guest in names {
@@ -154,9 +154,9 @@ fn memory(guest: &str, domain: &Domain, file: &Path) -> Option<Finding> {
         return None;
     }
     let (state, then) = if limit < memory {
-        (State::Failure, "it cannot start with its PCI device, which needs all of the guest's memory locked")
+        (Severity::Failure, "it cannot start with its PCI device, which needs all of the guest's memory locked")
     } else {
-        (State::Warning, "QEMU may not start with its PCI device, which needs more locked than the guest's memory")
+        (Severity::Warning, "QEMU may not start with its PCI device, which needs more locked than the guest's memory")
     };
     let what = format!("Guest '{guest}': {then}");
     Some(

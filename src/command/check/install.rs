@@ -2,11 +2,10 @@
 //! Sources: libvirt `docs/hooks.rst`, `src/util/virhook.c` (hooks are looked for at the start and at SIGHUP, and have to be
 //! executable then); systemd.unit(5); udev(7).
 
-use super::{Finding, State, boot};
+use super::{Finding, Severity, boot};
 use host::paths::Host;
 use host::{command, files, process};
 use lease::records::Records;
-use model::error::Error;
 use model::text::shell_word;
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
@@ -171,8 +170,8 @@ fn hook(host: &Host, daemon: &Daemon, systemd: &Systemd) -> Vec<Finding> {
     let mut findings = Vec::new();
     let is_ours = (data.dev(), data.ino()) == (own_data.dev(), own_data.ino());
     if !is_ours {
-        let finding = foreign(&hook, &own, daemon);
-        if finding.state == State::Failure {
+        let finding = another_hook(&hook, &own, daemon);
+        if finding.state == Severity::Failure {
             return vec![finding];
         }
         findings.push(finding);
@@ -204,7 +203,7 @@ fn resolved(path: &Path) -> PathBuf {
 }
 
 /// A hook of somebody else may call ours.
-fn foreign(hook: &Path, own: &Path, daemon: &Daemon) -> Finding {
+fn another_hook(hook: &Path, own: &Path, daemon: &Daemon) -> Finding {
     const ID: &str = "hook";
     let text = fs::read(hook).unwrap_or_default();
     let name = b"vfpool-hook";
@@ -393,7 +392,7 @@ fn attention(store: &Records) -> Vec<Finding> {
     let guests = store.guests_needing_attention().unwrap_or_default();
     let finding = |guest: &String| {
         let why = store.attention(guest).ok().flatten().unwrap_or_default();
-        let what = format!("Not everything that guest '{guest}' had could be given back: {}", Error::new(why));
+        let what = format!("Not all devices of guest '{guest}' could be reattached: {why}");
         Finding::warning("leases", what).cured_by("Run `vfpool reconcile`")
     };
     guests.iter().map(finding).collect()

@@ -23,6 +23,7 @@ use model::domain::Assigned;
 use model::error::{Error, Result};
 use model::host_use::HostUse;
 use model::settings::Settings;
+use model::text::one_line;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -35,7 +36,7 @@ pub struct Report {
     /// Of this document's shape; 1.
     version: u32,
     /// The worst state of any finding; `ok` where that is a note.
-    pub state: State,
+    pub state: Severity,
     /// In the order in which a guest's device depends on them: platform, installation, pools, guests.
     pub findings: Vec<Finding>,
 }
@@ -46,7 +47,7 @@ pub struct Finding {
     /// What it is about, in one word that stays the same.
     pub id: &'static str,
     /// How bad it is.
-    pub state: State,
+    pub state: Severity,
     /// What is so; one line.
     pub what: String,
     /// The file, or the value in it, that shows it.
@@ -60,7 +61,7 @@ pub struct Finding {
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum Severity {
     /// As it should be.
     Ok,
     /// Good to know.
@@ -71,7 +72,7 @@ pub enum State {
     Failure,
 }
 
-impl State {
+impl Severity {
     fn style(self) -> Style {
         let color = match self {
             Self::Ok => AnsiColor::Green,
@@ -83,7 +84,7 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ok => "ok",
@@ -96,32 +97,32 @@ impl fmt::Display for State {
 
 impl Finding {
     /// Names from files and guests may hold anything; each part stays one line.
-    fn new(id: &'static str, state: State, what: impl AsRef<str>) -> Self {
-        Self { id, state, what: one_line(what), evidence: None, remedy: None }
+    fn new(id: &'static str, state: Severity, what: impl AsRef<str>) -> Self {
+        Self { id, state, what: one_line(what.as_ref()), evidence: None, remedy: None }
     }
 
     fn ok(id: &'static str, what: impl AsRef<str>) -> Self {
-        Self::new(id, State::Ok, what)
+        Self::new(id, Severity::Ok, what)
     }
 
     fn note(id: &'static str, what: impl AsRef<str>) -> Self {
-        Self::new(id, State::Note, what)
+        Self::new(id, Severity::Note, what)
     }
 
     fn warning(id: &'static str, what: impl AsRef<str>) -> Self {
-        Self::new(id, State::Warning, what)
+        Self::new(id, Severity::Warning, what)
     }
 
     fn failure(id: &'static str, what: impl AsRef<str>) -> Self {
-        Self::new(id, State::Failure, what)
+        Self::new(id, Severity::Failure, what)
     }
 
-    fn error(id: &'static str, state: State, error: &Error) -> Self {
+    fn error(id: &'static str, state: Severity, error: &Error) -> Self {
         Self { remedy: error.what_to_do().map(one_line), ..Self::new(id, state, error.reason()) }
     }
 
     fn shown_by(self, evidence: impl AsRef<str>) -> Self {
-        Self { evidence: Some(one_line(evidence)), ..self }
+        Self { evidence: Some(one_line(evidence.as_ref())), ..self }
     }
 
     fn shown_by_file(self, path: impl AsRef<Path>) -> Self {
@@ -129,12 +130,8 @@ impl Finding {
     }
 
     fn cured_by(self, remedy: impl AsRef<str>) -> Self {
-        Self { remedy: Some(one_line(remedy)), ..self }
+        Self { remedy: Some(one_line(remedy.as_ref())), ..self }
     }
-}
-
-fn one_line(text: impl AsRef<str>) -> String {
-    Error::new(text).to_string()
 }
 
 impl Report {
@@ -143,7 +140,7 @@ impl Report {
         let settings = settings::load(host);
         let mut findings: Vec<Finding> =
             settings.as_ref().err().map(|error| settings_error(host, error)).into_iter().collect();
-        let look = Look {
+        let look = Context {
             host,
             store: Records::new(host, log),
             settings: settings.unwrap_or_default(),
@@ -153,8 +150,8 @@ impl Report {
         findings.extend(install::findings(host, &look.store));
         findings.extend(look.pools());
         findings.extend(look.guests());
-        let worst = findings.iter().map(|finding| finding.state).max().unwrap_or(State::Ok);
-        let state = if worst == State::Note { State::Ok } else { worst };
+        let worst = findings.iter().map(|finding| finding.state).max().unwrap_or(Severity::Ok);
+        let state = if worst == Severity::Note { Severity::Ok } else { worst };
         Self { version: 1, state, findings }
     }
 
@@ -170,17 +167,18 @@ impl Report {
                 writeln!(out, "         remedy: {remedy}")?;
             }
         }
-        let count = |state: State, one: &str| match self.findings.iter().filter(|found| found.state == state).count() {
+        let count = |state: Severity, one: &str| match self.findings.iter().filter(|found| found.state == state).count()
+        {
             0 => None,
             1 => Some(format!("1 {one}")),
             many => Some(format!("{many} {one}s")),
         };
         let counts: Vec<String> =
-            [count(State::Failure, "failure"), count(State::Warning, "warning")].into_iter().flatten().collect();
+            [count(Severity::Failure, "failure"), count(Severity::Warning, "warning")].into_iter().flatten().collect();
         let (verdict, colon) = match self.state {
-            State::Failure => ("not ready", ": "),
-            State::Warning => ("ready", ", with "),
-            State::Ok | State::Note => ("ready", ""),
+            Severity::Failure => ("not ready", ": "),
+            Severity::Warning => ("ready", ", with "),
+            Severity::Ok | Severity::Note => ("ready", ""),
         };
         let style = self.state.style();
         writeln!(out, "{style}{verdict}{style:#}{colon}{}", counts.join(" and "))
@@ -199,14 +197,14 @@ fn owner(path: &Path) -> Option<u32> {
 }
 
 /// What pools and guests are judged by.
-struct Look<'a> {
+struct Context<'a> {
     host: &'a Host,
     store: Records<'a>,
     settings: Settings,
     pools: Pools,
 }
 
-impl Look<'_> {
+impl Context<'_> {
     /// The first device of a group that the guard would keep from a guest which has these devices, and why. What another
     /// guest has now is no matter of the host's.
     fn guard(&self, own: &[Assigned], group: u32) -> Result<Option<(PciAddress, HostUse)>> {
@@ -241,7 +239,7 @@ mod tests {
     #[test]
     fn nothing_makes_lines_of_its_own() {
         let finding =
-            Finding::error("pool", State::Failure, &Error::new("pool 'a\n\u{1b}[2Jb' is odd").remedy("Mend\nit"));
+            Finding::error("pool", Severity::Failure, &Error::new("pool 'a\n\u{1b}[2Jb' is odd").remedy("Mend\nit"));
         assert_eq!(finding.what, "pool 'a\\n\\u{1b}[2Jb' is odd");
         assert_eq!(finding.remedy.as_deref(), Some("Mend\\nit"));
     }

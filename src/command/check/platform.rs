@@ -2,18 +2,18 @@
 //! Sources: Linux `Documentation/admin-guide/kernel-parameters.txt`, `Documentation/driver-api/vfio.rst`; Intel VT-d
 //! specification, 11.4.3 (extended capabilities); `drivers/vfio/vfio_iommu_type1.c`, `allow_unsafe_interrupts`.
 
-use super::{Finding, State, boot};
+use super::{Finding, Severity, boot};
 use host::files;
 use host::paths::Host;
 use model::step::VFIO_PCI;
-use model::text::shell_word;
+use model::text::{self, shell_word};
 use std::path::PathBuf;
 
 pub(super) fn findings(host: &Host) -> Vec<Finding> {
     let words = boot::command_line(host);
     let iommu = iommu(host, &words);
     // Without an IOMMU the rest says nothing.
-    let is_on = iommu.state == State::Ok;
+    let is_on = iommu.state == Severity::Ok;
     let interrupts = if is_on { interrupts(host, &words) } else { Vec::new() };
     [iommu].into_iter().chain(interrupts).chain([vfio(host)]).collect()
 }
@@ -59,8 +59,12 @@ fn iommu(host: &Host, words: &[String]) -> Finding {
     match files::names(&groups).unwrap_or_default().len() {
         0 => {}
         count => {
-            let units = if units.is_empty() { String::new() } else { format!(", of {}", counted(units.len(), "unit")) };
-            return Finding::ok(ID, format!("The IOMMU is on: {}{units}", counted(count, "group")))
+            let units = if units.is_empty() {
+                String::new()
+            } else {
+                format!(", of {}", text::count(units.len() as u64, "unit"))
+            };
+            return Finding::ok(ID, format!("The IOMMU is on: {}{units}", text::count(count as u64, "group")))
                 .shown_by_file(&groups);
         }
     }
@@ -94,10 +98,6 @@ fn iommu(host: &Host, words: &[String]) -> Finding {
 /// Those of these words that the kernel was booted with.
 fn words_of<'a>(words: &[String], searched: &[&'a str]) -> Vec<&'a str> {
     searched.iter().copied().filter(|searched| words.iter().any(|word| word == searched)).collect()
-}
-
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// Without remapping, a device of a guest can send the host any interrupt, so VFIO gives none away unless it is told that

@@ -1,6 +1,6 @@
 //! Pools: their files, PFs, VFs and groups, and who else has their devices.
 
-use super::{Finding, Look, State};
+use super::{Context, Finding, Severity};
 use host::config::pool::{Pf, Pool};
 use host::guard;
 use host::libvirt::networks;
@@ -13,10 +13,10 @@ use std::collections::BTreeMap;
 
 const ID: &str = "pool";
 
-impl Look<'_> {
+impl Context<'_> {
     pub(super) fn pools(&self) -> Vec<Finding> {
         let folder = self.host.pools();
-        let wrong = |error: &Error| Finding::error(ID, State::Failure, error).shown_by_file(&folder);
+        let wrong = |error: &Error| Finding::error(ID, Severity::Failure, error).shown_by_file(&folder);
         let mut findings: Vec<Finding> = self.pools.errors.iter().map(wrong).collect();
         if self.pools.pools.is_empty() && findings.is_empty() {
             let what = "There are no pools; guests have the devices that they name, and nothing more";
@@ -25,13 +25,13 @@ impl Look<'_> {
         for pool in &self.pools.pools {
             let found = self
                 .pool(pool)
-                .unwrap_or_else(|error| vec![Finding::error(ID, State::Failure, &error).shown_by_file(&pool.file)]);
+                .unwrap_or_else(|error| vec![Finding::error(ID, Severity::Failure, &error).shown_by_file(&pool.file)]);
             findings.extend(found);
         }
         let networks = self.host.path("etc/libvirt/qemu/networks");
         let shared = networks::shared_with(&self.pools, self.host);
         findings.extend(
-            shared.iter().map(|error| Finding::error("network", State::Warning, error).shown_by_file(&networks)),
+            shared.iter().map(|error| Finding::error("network", Severity::Warning, error).shown_by_file(&networks)),
         );
         findings
     }
@@ -39,7 +39,7 @@ impl Look<'_> {
     fn pool(&self, pool: &Pool) -> Result<Vec<Finding>> {
         let (members, errors) = pool.members(self.host);
         let mut findings: Vec<Finding> =
-            errors.iter().map(|error| Finding::error(ID, State::Failure, error).shown_by_file(&pool.file)).collect();
+            errors.iter().map(|error| Finding::error(ID, Severity::Failure, error).shown_by_file(&pool.file)).collect();
         // What is wrong with a PF is among these errors already.
         for pf in pool.pfs(self.host).into_iter().flatten() {
             findings.extend(self.pf(&pf)?);
@@ -64,7 +64,7 @@ impl Look<'_> {
         }
         let Some(device) = sysfs::identity(host, address)? else { return Ok(Vec::new()) };
         if let Err(error) = sysfs::expect_answer(host, &device, self.settings.deadline()) {
-            return Ok(vec![Finding::error("pf", State::Failure, &error)]);
+            return Ok(vec![Finding::error("pf", Severity::Failure, &error)]);
         }
         let mut findings = Vec::new();
         if !device.on_host_driver() {
@@ -117,7 +117,7 @@ impl Look<'_> {
                     )),
             );
         } else if wanted != now {
-            let state = if now < wanted { State::Failure } else { State::Warning };
+            let state = if now < wanted { Severity::Failure } else { Severity::Warning };
             findings.push(
                 Finding::new("vfs", state, format!("PF {address} has {now} VFs, and {} asks for {wanted}", pf.at))
                     .shown_by(format!("{} is {now}", folder.join("sriov_numvfs").display()))

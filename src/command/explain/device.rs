@@ -1,13 +1,13 @@
 //! One device: what it is, its group, and who has it.
 
-use super::{Device, DeviceLease, Fate, Member, Pointer, Start};
+use super::{DeviceLease, DeviceReport, Fate, Member, Pointer, Start};
 use host::files;
 use host::libvirt::{definitions, runtime};
 use host::paths::Host;
 use host::pci::sysfs;
 use lease::availability::Standing;
 use lease::life::Life;
-use lease::{Forecast, Leases};
+use lease::{Leases, Preview};
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::domain::{Assigned, Domain};
@@ -16,14 +16,14 @@ use model::error::{Error, Result};
 /// A guest that is only thought of has no name, which no real one can have.
 const ANY_GUEST: &str = "";
 
-pub(super) fn explain(host: &Host, events: &Leases, address: PciAddress) -> Result<Device> {
+pub(super) fn explain(host: &Host, leases: &Leases, address: PciAddress) -> Result<DeviceReport> {
     let assigned = [Assigned { address, managed: true, pool: None }];
-    let forecast = events.foresee_devices(ANY_GUEST, &assigned);
+    let forecast = leases.preview_devices(ANY_GUEST, &assigned);
     let Some(found) = sysfs::identity(host, address)? else {
         return Err(match forecast {
             // These words tell who has taken it away, if anybody has.
             Err(refusal) => refusal.why,
-            Ok(Forecast { left_by, .. }) => match left_by.first() {
+            Ok(Preview { left_by, .. }) => match left_by.first() {
                 Some(guest) => Error::new(format!(
                     "{address} is not there, as guest '{guest}', which is gone, has left the PF that it belongs to"
                 ))
@@ -36,8 +36,8 @@ pub(super) fn explain(host: &Host, events: &Leases, address: PciAddress) -> Resu
     let numa_node = files::read_optional(&folder.join("numa_node"))?;
     let mut netdevs = files::names(&folder.join("net"))?;
     netdevs.sort_unstable();
-    let pools = &events.pools().pools;
-    Ok(Device {
+    let pools = &leases.pools().pools;
+    Ok(DeviceReport {
         address,
         id: found.id,
         class: format!("0x{:06x}", found.class),
@@ -49,16 +49,16 @@ pub(super) fn explain(host: &Host, events: &Leases, address: PciAddress) -> Resu
         totalvfs: if folder.join("sriov_totalvfs").exists() { Some(sysfs::totalvfs(host, address)?) } else { None },
         vfs: sysfs::vfs_of(host, address)?,
         group: found.group,
-        members: members(host, events, &found)?,
+        members: members(host, leases, &found)?,
         pool: pools.iter().find(|pool| pool.has_member(host, &found)).map(|pool| pool.name.clone()),
-        lease: lease(host, events, address)?,
-        used_by: match standing(host, events, &found)? {
+        lease: lease(host, leases, address)?,
+        used_by: match standing(host, leases, &found)? {
             Some(Standing::Needed { by }) => Some(by),
             _ => None,
         },
         pointed_at_by: pointers(host, address)?,
         start: match forecast {
-            Ok(forecast) => Start::foreseen(host, events, forecast)?,
+            Ok(forecast) => Start::foreseen(host, leases, forecast)?,
             Err(refusal) => Start::refused(&refusal.why),
         },
         driver: found.driver,
@@ -66,7 +66,7 @@ pub(super) fn explain(host: &Host, events: &Leases, address: PciAddress) -> Resu
 }
 
 /// The other members of the group.
-fn members(host: &Host, events: &Leases, device: &PciDevice) -> Result<Vec<Member>> {
+fn members(host: &Host, leases: &Leases, device: &PciDevice) -> Result<Vec<Member>> {
     let Some(group) = device.group else { return Ok(Vec::new()) };
     let all = sysfs::group_members(host, group)?;
     let mut members = Vec::new();
@@ -75,7 +75,7 @@ fn members(host: &Host, events: &Leases, device: &PciDevice) -> Result<Vec<Membe
         let (fate, why) = if member.is_bridge() {
             (Fate::Bridge, None)
         } else {
-            match standing(host, events, &member)? {
+            match standing(host, leases, &member)? {
                 Some(Standing::Leased { guest }) => (Fate::Leased, Some(guest)),
                 Some(Standing::Needed { by }) => (Fate::Needed, Some(by)),
                 _ if member.physfn.is_some_and(|pf| all.contains(&pf)) => (Fate::Vanishes, None),
@@ -89,16 +89,16 @@ fn members(host: &Host, events: &Leases, device: &PciDevice) -> Result<Vec<Membe
 }
 
 /// Who has a device, or why it is needed. What cannot be found out counts as needed, as it does for the hook.
-fn standing(host: &Host, events: &Leases, device: &PciDevice) -> Result<Option<Standing>> {
-    Ok(match events.availability().of_member(ANY_GUEST, device) {
+fn standing(host: &Host, leases: &Leases, device: &PciDevice) -> Result<Option<Standing>> {
+    Ok(match leases.availability().of_member(ANY_GUEST, device) {
         Ok(Some(Standing::Needed { by })) => Some(Standing::Needed { by: with_guest(host, by)? }),
         Ok(standing) => standing,
         Err(error) => Some(Standing::Needed { by: error.to_string() }),
     })
 }
 
-fn lease(host: &Host, events: &Leases, address: PciAddress) -> Result<Option<DeviceLease>> {
-    let store = events.store();
+fn lease(host: &Host, leases: &Leases, address: PciAddress) -> Result<Option<DeviceLease>> {
+    let store = leases.store();
     let Some(guest) = store.owner(address)? else { return Ok(None) };
     let lease = store.look(&guest)?;
     if lease.as_ref().is_some_and(|lease| lease.is_over(host)) {

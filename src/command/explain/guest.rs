@@ -1,16 +1,16 @@
 //! One guest: its devices, its lease, and its next start.
 
-use super::{Actor, Choice, Chosen, Guest, GuestDevice, GuestState, Start, Verdict, at_stop};
+use super::{Actor, Choice, Chosen, GuestDevice, GuestReport, GuestState, Start, Verdict, at_stop};
 use host::libvirt::{definitions, runtime};
 use host::paths::Host;
 use lease::life::Life;
-use lease::{Forecast, Leases, missing_devices};
+use lease::{Leases, Preview, missing_devices};
 use model::domain::{Assigned, Domain, Hostdev, Kind};
 use model::error::{Error, Result};
 use model::lease::{Lease, LeaseState};
 
-pub(super) fn explain(host: &Host, events: &Leases, name: &str) -> Result<Guest> {
-    let lease = events.store().look(name)?;
+pub(super) fn explain(host: &Host, leases: &Leases, name: &str) -> Result<GuestReport> {
+    let lease = leases.store().look(name)?;
     let qemu = runtime::qemu(host, name);
     let state = match &lease {
         _ if qemu.is_some() => GuestState::Running,
@@ -25,13 +25,13 @@ pub(super) fn explain(host: &Host, events: &Leases, name: &str) -> Result<Guest>
         Err(_) if lease.is_some() || qemu.is_some() => Vec::from("<domain/>"),
         Err(error) => return Err(error),
     };
-    let mut guest = Guest {
+    let mut guest = GuestReport {
         name: name.to_owned(),
         state,
         pid: qemu.map(|qemu| qemu.pid),
         is_saved: host.saved(name).exists(),
         lease: lease.as_ref().map(|lease| lease.state),
-        attention: events.store().attention(name)?,
+        attention: leases.store().attention(name)?,
         devices: Vec::new(),
         warnings: Vec::new(),
         start: None,
@@ -51,7 +51,7 @@ pub(super) fn explain(host: &Host, events: &Leases, name: &str) -> Result<Guest>
     guest.warnings = missing_devices(&domain).unwrap_or_default().iter().map(Error::to_string).collect();
     let is_off = state == GuestState::ShutOff;
     for device in &domain.devices {
-        let (verdict, why) = if is_off { foreseen(events, name, &domain, device) } else { had(lease.as_ref(), device) };
+        let (verdict, why) = if is_off { foreseen(leases, name, &domain, device) } else { had(lease.as_ref(), device) };
         guest.devices.push(GuestDevice {
             address: device.address,
             kind: match device.kind {
@@ -67,21 +67,21 @@ pub(super) fn explain(host: &Host, events: &Leases, name: &str) -> Result<Guest>
         });
     }
     if is_off {
-        guest.start = Some(match events.foresee(name, &domain) {
-            Ok(forecast) => Start::foreseen(host, events, forecast)?,
+        guest.start = Some(match leases.preview(name, &domain) {
+            Ok(forecast) => Start::foreseen(host, leases, forecast)?,
             Err(why) => Start::refused(&why),
         });
-        guest.chosen = chosen(events, name, &domain);
+        guest.chosen = chosen(leases, name, &domain);
     }
     Ok(guest)
 }
 
 /// How one of its devices stands at the guest's next start, by itself.
-fn foreseen(events: &Leases, guest: &str, domain: &Domain, device: &Hostdev) -> (Verdict, Option<String>) {
+fn foreseen(leases: &Leases, guest: &str, domain: &Domain, device: &Hostdev) -> (Verdict, Option<String>) {
     let pool = domain.request_for(device).map(|request| request.pool.clone());
     let assigned = [Assigned { address: device.address, managed: device.managed, pool }];
-    match events.foresee_devices(guest, &assigned) {
-        Ok(Forecast { taken: None, .. }) => (Verdict::Left, None),
+    match leases.preview_devices(guest, &assigned) {
+        Ok(Preview { taken: None, .. }) => (Verdict::Left, None),
         Ok(_) => (Verdict::Free, None),
         Err(refusal) => (Verdict::Refused, Some(refusal.why.to_string())),
     }
@@ -94,11 +94,11 @@ fn had(lease: Option<&Lease>, device: &Hostdev) -> (Verdict, Option<String>) {
     (Verdict::Own, (!is_leased).then(|| unknown.to_owned()))
 }
 
-fn chosen(events: &Leases, guest: &str, domain: &Domain) -> Option<Chosen> {
+fn chosen(leases: &Leases, guest: &str, domain: &Domain) -> Option<Chosen> {
     if domain.requests.is_empty() {
         return None;
     }
-    Some(match events.foresee_choice(guest, domain) {
+    Some(match leases.preview_choice(guest, domain) {
         Err(why) => Chosen { devices: Vec::new(), refusal: Some(why.to_string()) },
         Ok(chosen) => {
             let choice = |(device, address): (&Hostdev, _)| {

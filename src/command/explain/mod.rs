@@ -1,6 +1,6 @@
 //! `vfpool explain`: who has a device, why it is not free, and what a start would do, or what a guest has and would get.
 //!
-//! What would happen is what the hook's own code answers ([`Leases::foresee`]), and never worked out here. Changes nothing,
+//! What would happen is what the hook's own code answers ([`Leases::preview`]), and never worked out here. Changes nothing,
 //! takes no lock, and does not need libvirt: definitions and the state of guests are read where libvirt keeps them.
 
 mod device;
@@ -10,12 +10,12 @@ mod text;
 use host::libvirt::{definitions, runtime};
 use host::paths::Host;
 use host::pci::{bind, sysfs};
-use lease::{Forecast, Leases, Taken};
+use lease::{Acquired, Leases, Preview};
 use model::address::{PciAddress, PciId};
 use model::error::{Error, Result};
 use model::lease::{HeldDevice, LeaseState, Role};
 use model::step::VFIO_PCI;
-use model::text::shell_word;
+use model::text::{one_line, shell_word};
 use nix::errno::Errno;
 use serde::Serialize;
 use std::fs;
@@ -35,13 +35,13 @@ pub struct Explanation {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Subject {
-    Device(Box<Device>),
-    Guest(Box<Guest>),
+    Device(Box<DeviceReport>),
+    Guest(Box<GuestReport>),
 }
 
 /// A PCI function.
 #[derive(Debug, Serialize)]
-pub struct Device {
+pub struct DeviceReport {
     /// Where it is.
     address: PciAddress,
     /// Vendor and device, as `8086:10ca`.
@@ -155,7 +155,7 @@ struct Pointer {
 
 /// A guest.
 #[derive(Debug, Serialize)]
-pub struct Guest {
+pub struct GuestReport {
     /// Its name.
     name: String,
     /// What it is doing.
@@ -316,8 +316,8 @@ struct Choice {
 ///
 /// # Errors
 /// There is none, or both.
-pub fn explain(host: &Host, events: &Leases, name: &str, only_guest: bool) -> Result<Explanation> {
-    let is_guest = is_guest(host, events, name)?;
+pub fn explain(host: &Host, leases: &Leases, name: &str, only_guest: bool) -> Result<Explanation> {
+    let is_guest = is_guest(host, leases, name)?;
     let device = if only_guest { None } else { device_of(host, name) };
     let subject = match (is_guest, device) {
         (true, Some(address)) if host.device(address).exists() => {
@@ -327,8 +327,8 @@ pub fn explain(host: &Host, events: &Leases, name: &str, only_guest: bool) -> Re
                 address.nodedev_name()
             )));
         }
-        (true, _) => Subject::Guest(Box::new(guest::explain(host, events, name)?)),
-        (false, Some(address)) => Subject::Device(Box::new(device::explain(host, events, address)?)),
+        (true, _) => Subject::Guest(Box::new(guest::explain(host, leases, name)?)),
+        (false, Some(address)) => Subject::Device(Box::new(device::explain(host, leases, address)?)),
         (false, None) if only_guest => {
             return Err(Error::new(format!("there is no guest '{name}' on this host; see `virsh list --all`")));
         }
@@ -356,12 +356,12 @@ impl Explanation {
             Subject::Guest(guest) => text::guest(guest),
         };
         // What stands in a line may be a name that somebody chose.
-        lines.into_iter().map(|line| Error::new(line).to_string() + "\n").collect()
+        lines.iter().map(|line| one_line(line) + "\n").collect()
     }
 }
 
 /// A guest that is defined, runs, or has left something behind.
-fn is_guest(host: &Host, events: &Leases, name: &str) -> Result<bool> {
+fn is_guest(host: &Host, leases: &Leases, name: &str) -> Result<bool> {
     if name.is_empty() || name.contains('/') {
         return Ok(false);
     }
@@ -376,7 +376,7 @@ fn is_guest(host: &Host, events: &Leases, name: &str) -> Result<bool> {
             _ => return Err(Error::io("read", &path, &cause)),
         },
     }
-    Ok(events.store().has_lease(name) || runtime::qemu(host, name).is_some())
+    Ok(leases.store().has_lease(name) || runtime::qemu(host, name).is_some())
 }
 
 fn device_of(host: &Host, name: &str) -> Option<PciAddress> {
@@ -396,10 +396,10 @@ impl Start {
         }
     }
 
-    fn foreseen(host: &Host, events: &Leases, forecast: Forecast) -> Result<Self> {
+    fn foreseen(host: &Host, leases: &Leases, forecast: Preview) -> Result<Self> {
         let mut left = Vec::new();
         for guest in &forecast.left_by {
-            let lease = events.store().look(guest)?;
+            let lease = leases.store().look(guest)?;
             // libvirt does nothing any more.
             left.extend(at_stop(lease.iter().flat_map(|lease| &lease.devices), Actor::Vfpool));
         }
@@ -417,7 +417,7 @@ impl Start {
 }
 
 /// The steps of a start for one device; the last one of a managed device is libvirt's.
-fn at_start(host: &Host, Taken { device, held, steps }: &Taken) -> Vec<Action> {
+fn at_start(host: &Host, Acquired { device, held, steps }: &Acquired) -> Vec<Action> {
     let action = |by, what, writes| Action { address: held.address, role: held.role, by, what, writes };
     let writes = |writes: Vec<(PathBuf, String)>| {
         writes.into_iter().map(|(file, value)| FileWrite { file: file.display().to_string(), value }).collect()
@@ -443,9 +443,9 @@ fn at_stop<'a>(devices: impl DoubleEndedIterator<Item = &'a HeldDevice>, managed
         actions.push(match (held.role, held.driver.as_deref()) {
             (Role::Vf, driver) => action(None, format!("comes back with its PF, on {}", driver.unwrap_or("no driver"))),
             (_, Some(driver)) if driver.contains("vfio") => action(None, format!("stays on {driver}")),
-            (Role::Managed, Some(driver)) => action(Some(managed), format!("give back to {driver}")),
-            (Role::Managed, None) => action(Some(managed), "give back (it had no driver)".to_owned()),
-            (_, driver) => action(Some(Actor::Vfpool), format!("give back to {}", driver.unwrap_or("no driver"))),
+            (Role::Managed, Some(driver)) => action(Some(managed), format!("reattach to {driver}")),
+            (Role::Managed, None) => action(Some(managed), "unbind (it had no driver)".to_owned()),
+            (_, driver) => action(Some(Actor::Vfpool), format!("reattach to {}", driver.unwrap_or("no driver"))),
         });
         if held.numvfs > 0 {
             actions.push(action(Some(Actor::Vfpool), format!("make its {} VFs again", held.numvfs)));

@@ -1,6 +1,8 @@
 //! The explanation for a person: labelled lines, plain text.
 
-use super::{Action, Actor, Chosen, Device, Fate, Guest, GuestDevice, GuestState, Member, Pointer, Start, Verdict};
+use super::{
+    Action, Actor, Chosen, DeviceReport, Fate, GuestDevice, GuestReport, GuestState, Member, Pointer, Start, Verdict,
+};
 use model::lease::{LeaseState, Role};
 use model::text::shell_word;
 
@@ -13,7 +15,7 @@ fn driver(driver: Option<&String>) -> &str {
     driver.map_or("no driver", String::as_str)
 }
 
-pub(super) fn device(device: &Device) -> Vec<String> {
+pub(super) fn device(device: &DeviceReport) -> Vec<String> {
     let mut lines = vec![format!("{}  {} {} (class {})", device.address, device.id, kind(&device.class), device.class)];
     lines.push(labelled("driver", driver(device.driver.as_ref())));
     if !device.netdevs.is_empty() {
@@ -97,9 +99,9 @@ fn verdict(start: &Start) -> String {
     let left_by = guests(&start.left_by);
     match start.verdict {
         Verdict::Refused => "not free".to_owned(),
-        Verdict::Left => format!("not free: {left_by} has left devices that are to be given back first"),
+        Verdict::Left => format!("not free: {left_by} left devices that have to be reattached first"),
         Verdict::Free | Verdict::Own if left_by.is_empty() => "free".to_owned(),
-        Verdict::Free | Verdict::Own => format!("free, once what {left_by} has left is given back"),
+        Verdict::Free | Verdict::Own => format!("free once the devices that {left_by} left are reattached"),
     }
 }
 
@@ -111,7 +113,7 @@ fn guests(names: &[String]) -> String {
 /// What a start would do, and the stop after it.
 fn steps(who: &str, start: &Start) -> Vec<String> {
     let left_by = guests(&start.left_by);
-    let mut lines = actions(&format!("first, what {left_by} has left would be given back"), &start.left);
+    let mut lines = actions(&format!("first, the devices that {left_by} left would be reattached"), &start.left);
     if start.verdict == Verdict::Left {
         lines.push("what then, can be told after `vfpool reconcile`".to_owned());
     }
@@ -144,7 +146,7 @@ fn actions(heading: &str, actions: &[Action]) -> Vec<String> {
     heading.into_iter().chain(actions.iter().map(line)).collect()
 }
 
-pub(super) fn guest(guest: &Guest) -> Vec<String> {
+pub(super) fn guest(guest: &GuestReport) -> Vec<String> {
     let pid = guest.pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
     let doing = match guest.state {
         GuestState::Running => "runs",
@@ -186,7 +188,7 @@ fn guest_device(device: &GuestDevice, refusal: &str) -> Vec<String> {
     let standing = match device.verdict {
         Verdict::Free => "free",
         Verdict::Own => "has it",
-        Verdict::Left => "not given back yet",
+        Verdict::Left => "not reattached yet",
         Verdict::Refused => "not free",
     };
     let line = format!("{} ({}{pool}{managed}): {standing}", device.address, device.kind);
@@ -196,7 +198,7 @@ fn guest_device(device: &GuestDevice, refusal: &str) -> Vec<String> {
     lines
 }
 
-fn guest_start(guest: &Guest, start: &Start) -> Vec<String> {
+fn guest_start(guest: &GuestReport, start: &Start) -> Vec<String> {
     let (name, word) = (&guest.name, shell_word(&guest.name));
     if let Some(refusal) = &start.refusal {
         return vec![format!("`virsh start {word}` would be refused:"), format!("  vfpool: guest '{name}': {refusal}")];
@@ -207,7 +209,7 @@ fn guest_start(guest: &Guest, start: &Start) -> Vec<String> {
     }
 }
 
-fn choice(guest: &Guest, chosen: &Chosen) -> Vec<String> {
+fn choice(guest: &GuestReport, chosen: &Chosen) -> Vec<String> {
     let (name, word) = (&guest.name, shell_word(&guest.name));
     if let Some(refusal) = &chosen.refusal {
         return vec![

@@ -29,7 +29,7 @@ pub use watch::watch;
 
 /// A host's devices at one moment.
 #[derive(Debug, Serialize)]
-pub struct Inventory {
+pub struct Listing {
     /// Of this shape: 1. It changes when a field goes away or means something else, not when one is added.
     pub version: u32,
     /// The pools, in the order of their files.
@@ -117,13 +117,13 @@ pub struct DeviceView {
     pub pool: Option<String>,
     /// How it stands.
     #[serde(flatten)]
-    pub state: State,
+    pub state: DeviceState,
 }
 
 /// How a device stands: `"state"`, and what belongs to it.
 #[derive(Debug, Clone, Serialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum State {
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum DeviceState {
     /// A guest could have it.
     Free,
     /// It is free, and the next start of a stopped guest would take it.
@@ -146,7 +146,7 @@ pub enum State {
         was_on: Option<String>,
     },
     /// Somebody of whom no lease tells, or the host itself, uses it or a device of its group.
-    Foreign {
+    InUse {
         /// Who or what.
         by: String,
     },
@@ -201,19 +201,19 @@ fn as_texts<S: serde::Serializer>(errors: &[Error], serializer: S) -> std::resul
 
 /// What to look at.
 #[derive(Debug, Default)]
-pub struct Scope<'a> {
+pub struct Filter<'a> {
     /// These pools only, and nothing beside them.
     pub pools: &'a [String],
     /// The IOMMU groups, too.
     pub groups: bool,
 }
 
-impl Inventory {
+impl Listing {
     /// Looks at the host.
     ///
     /// # Errors
     /// Not for what is wrong with single pools or devices: that is part of the answer.
-    pub fn gather(host: &Host, log: &Log, scope: &Scope) -> Result<Self> {
+    pub fn gather(host: &Host, log: &Log, scope: &Filter) -> Result<Self> {
         let pools = Pools::load(host);
         let wanted: Vec<&Pool> = match scope.pools {
             [] => pools.pools.iter().collect(),
@@ -229,12 +229,12 @@ impl Inventory {
             Err(error) => (Settings::default(), Some(error)),
         };
         let store = Records::new(host, log);
-        let picture = Snapshot::new(host);
-        let availability = Availability::of_all(&picture, &store, &settings)?;
+        let snapshot = Snapshot::new(host);
+        let availability = Availability::of_all(&snapshot, &store, &settings)?;
         let mut view = View {
             host,
             store: &store,
-            picture: &picture,
+            snapshot: &snapshot,
             availability,
             parked: BTreeMap::new(),
             devices: RefCell::default(),
@@ -285,15 +285,15 @@ impl PoolView {
 }
 
 /// The names of the states that a pool's device can be in.
-const STATES: [&str; 6] = ["free", "parked", "leased", "foreign", "missing", "attention"];
+const STATES: [&str; 6] = ["free", "parked", "leased", "in-use", "missing", "attention"];
 
-impl State {
+impl DeviceState {
     fn name(&self) -> &'static str {
         match self {
             Self::Free => "free",
             Self::Parked { .. } => "parked",
             Self::Leased { .. } => "leased",
-            Self::Foreign { .. } => "foreign",
+            Self::InUse { .. } => "in-use",
             Self::Missing { .. } => "missing",
             Self::Attention { .. } => "attention",
             Self::Bridge => "bridge",
@@ -305,7 +305,7 @@ impl State {
 struct View<'a> {
     host: &'a Host,
     store: &'a Records<'a>,
-    picture: &'a Snapshot<'a>,
+    snapshot: &'a Snapshot<'a>,
     availability: Availability<'a>,
     /// Who is parked where.
     parked: BTreeMap<PciAddress, Vec<String>>,
@@ -334,13 +334,15 @@ impl View<'_> {
     }
 
     fn pool(&self, pool: &Pool, errors: &mut Vec<Error>) -> PoolView {
-        let pfs = pool.pf_names().zip(pool.pfs(self.picture));
+        let pfs = pool.pf_names().zip(pool.pfs(self.snapshot));
         let pfs = pfs.map(|((name, vfs), pf)| self.pf(pool, name, vfs, pf, errors)).collect();
-        let listed = pool.listed(self.picture).into_iter().map(|(address, is_member)| match is_member {
+        let listed = pool.listed(self.snapshot).into_iter().map(|(address, is_member)| match is_member {
             Ok(()) => match self.device(address) {
-                DeviceView { state: State::Bridge, .. } => {
-                    let state =
-                        State::Attention { guest: None, why: "it is a bridge, which no guest can have".to_owned() };
+                DeviceView { state: DeviceState::Bridge, .. } => {
+                    let state = DeviceState::Attention {
+                        guest: None,
+                        why: "it is a bridge, which no guest can have".to_owned(),
+                    };
                     DeviceView { state, ..self.device(address) }
                 }
                 device => device,
@@ -348,7 +350,7 @@ impl View<'_> {
             Err(error) => {
                 let why = error.to_string();
                 errors.push(error);
-                DeviceView { state: State::Missing { why }, ..self.device(address) }
+                DeviceView { state: DeviceState::Missing { why }, ..self.device(address) }
             }
         });
         let devices = listed.collect();
@@ -357,9 +359,9 @@ impl View<'_> {
 
     fn pf(&self, pool: &Pool, name: &PfName, vfs: Vfs, pf: Result<Pf>, errors: &mut Vec<Error>) -> PfView {
         let found = pf.and_then(|pf| {
-            let device = self.picture.identity(pf.address)?;
+            let device = self.snapshot.identity(pf.address)?;
             let told = errors.len();
-            let members = pool.vfs(self.picture, &pf, errors)?;
+            let members = pool.vfs(self.snapshot, &pf, errors)?;
             // Those that are told of are there, in another pool.
             let now = u32::try_from(members.len() + errors.len() - told).unwrap_or(u32::MAX);
             let guest = self.store.owner(pf.address)?;
@@ -404,9 +406,9 @@ impl View<'_> {
             return known.clone();
         }
         // What cannot be read is part of its state.
-        let device = self.picture.identity(address).ok().flatten();
+        let device = self.snapshot.identity(address).ok().flatten();
         let state =
-            self.state(address).unwrap_or_else(|error| State::Attention { guest: None, why: error.to_string() });
+            self.state(address).unwrap_or_else(|error| DeviceState::Attention { guest: None, why: error.to_string() });
         let pf = device.as_ref().and_then(|device| device.physfn);
         let view = DeviceView {
             address,
@@ -426,44 +428,44 @@ impl View<'_> {
         *known.entry(address).or_insert_with(|| sysfs::numa_node(self.host, address).ok().flatten())
     }
 
-    fn state(&self, address: PciAddress) -> Result<State> {
+    fn state(&self, address: PciAddress) -> Result<DeviceState> {
         Ok(match self.availability.of("", address)? {
             Standing::Free => match self.parked.get(&address) {
-                Some(guests) => State::Parked { guests: guests.clone() },
-                None => State::Free,
+                Some(guests) => DeviceState::Parked { guests: guests.clone() },
+                None => DeviceState::Free,
             },
             Standing::Leased { guest } => self.leased(address, guest)?,
-            Standing::Needed { by } => State::Foreign { by },
-            Standing::Missing => match (self.picture.identity(address)?, self.store.owner(address)?) {
-                (Some(device), _) if device.is_bridge() => State::Bridge,
-                (Some(_), _) => State::Attention {
+            Standing::Needed { by } => DeviceState::InUse { by },
+            Standing::Missing => match (self.snapshot.identity(address)?, self.store.owner(address)?) {
+                (Some(device), _) if device.is_bridge() => DeviceState::Bridge,
+                (Some(_), _) => DeviceState::Attention {
                     guest: None,
                     why: "it is in no IOMMU group; is the IOMMU switched on?".to_owned(),
                 },
                 // The VFs of a PF that a guest has are gone, and will be back.
                 (None, Some(guest)) => self.leased(address, guest)?,
-                (None, None) => State::Missing { why: "there is no PCI function at this address".to_owned() },
+                (None, None) => DeviceState::Missing { why: "there is no PCI function at this address".to_owned() },
             },
         })
     }
 
-    fn leased(&self, address: PciAddress, guest: String) -> Result<State> {
+    fn leased(&self, address: PciAddress, guest: String) -> Result<DeviceState> {
         let Some(holder) = self.availability.holder(&guest) else {
-            return Ok(State::Leased { guest, role: None, lease: None, was_on: None });
+            return Ok(DeviceState::Leased { guest, role: None, lease: None, was_on: None });
         };
         let lease = &holder.lease;
         if !holder.is_in_use {
             let left = self.store.attention(&guest)?;
             let is_forgotten = lease.state != LeaseState::Returning && !lease.libvirt_lives(self.host);
-            let forgotten = || format!("guest '{guest}' is gone without a word; `vfpool reconcile` gives it back");
+            let forgotten = || format!("guest '{guest}' is no longer running; `vfpool reconcile` reattaches it");
             if let Some(why) = left.or_else(|| is_forgotten.then(forgotten)) {
-                return Ok(State::Attention { guest: Some(guest), why });
+                return Ok(DeviceState::Attention { guest: Some(guest), why });
             }
         }
         let held = lease.held(address);
-        let driver = self.picture.identity(address)?.and_then(|device| device.driver);
+        let driver = self.snapshot.identity(address)?.and_then(|device| device.driver);
         let was_on = held.and_then(|held| held.driver.clone()).filter(|was| Some(was) != driver.as_ref());
-        Ok(State::Leased { guest, role: held.map(|held| held.role), lease: Some(lease.state), was_on })
+        Ok(DeviceState::Leased { guest, role: held.map(|held| held.role), lease: Some(lease.state), was_on })
     }
 
     /// All leases, and what somebody has to see to.
@@ -510,12 +512,12 @@ impl View<'_> {
             let mut device = self.device(address);
             device.pool = members.get(&address).map(|pool| (*pool).to_owned());
             let is_bridge =
-                self.picture.identity(address).is_ok_and(|device| device.is_some_and(|device| device.is_bridge()));
-            if is_bridge && device.pool.is_none() && !matches!(device.state, State::Leased { .. }) {
-                device.state = State::Bridge;
+                self.snapshot.identity(address).is_ok_and(|device| device.is_some_and(|device| device.is_bridge()));
+            if is_bridge && device.pool.is_none() && !matches!(device.state, DeviceState::Leased { .. }) {
+                device.state = DeviceState::Bridge;
             }
-            if let (State::Free, Some(pool)) = (&device.state, pfs.get(&address)) {
-                device.state = State::Foreign { by: format!("its VFs are pool '{pool}'") };
+            if let (DeviceState::Free, Some(pool)) = (&device.state, pfs.get(&address)) {
+                device.state = DeviceState::InUse { by: format!("its VFs are pool '{pool}'") };
             }
             groups.entry(device.iommu_group).or_default().push(device);
         }

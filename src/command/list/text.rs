@@ -3,10 +3,11 @@
 //! A name may hold anything; here, too, it must not make lines or control sequences of its own. Colours are always written:
 //! whoever owns the stream takes them out where it is no terminal.
 
-use super::{DeviceView, GroupView, Inventory, PfView, PoolView, STATES, State};
+use super::{DeviceState, DeviceView, GroupView, Listing, PfView, PoolView, STATES};
 use anstyle::{AnsiColor, Style};
 use model::error::{Error, Result};
 use model::lease::{LeaseState, Role};
+use model::text::{count, one_line};
 use std::fmt::{self, Display, Formatter, Write};
 
 /// Columns of the narrowest terminal.
@@ -15,7 +16,7 @@ const WIDTH: usize = 80;
 const HEADING: Style = Style::new().bold();
 
 /// The tree: pool, PF, VF, guest; or with groups: group, device, guest.
-impl Display for Inventory {
+impl Display for Listing {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         match &self.groups {
             Some(groups) => show_groups(groups, out)?,
@@ -23,14 +24,14 @@ impl Display for Inventory {
         }
         for attention in &self.attention {
             let style = colour(AnsiColor::Red);
-            let name = Name(&attention.guest);
-            fold(out, &format!("{name}  "), 4, style, &format!("needs attention: {}", Name(&attention.why)))?;
+            let name = one_line(&attention.guest);
+            fold(out, &format!("{name}  "), 4, style, &format!("needs attention: {}", one_line(&attention.why)))?;
         }
         Ok(())
     }
 }
 
-impl Inventory {
+impl Listing {
     fn show_pools(&self, out: &mut dyn Write) -> fmt::Result {
         if self.pools.is_empty() && self.others.is_empty() {
             return writeln!(out, "No pool in /etc/vfpool/pools.d, and no guest holds a device.");
@@ -68,9 +69,9 @@ impl Inventory {
             ("devices", "gauge", "Devices of pools by state.", devices.collect()),
             ("leases", "gauge", "Leases of guests by state.", leases.to_vec()),
             (
-                "failed_give_backs",
+                "failed_reattachments",
                 "gauge",
-                "Guests of which something could not be given back to the host.",
+                "Guests with devices that could not be reattached to the host.",
                 single(self.attention.len() as u64),
             ),
             ("lock_waits_total", "counter", "Times that a process had to wait for a lock.", single(self.lock_waits)),
@@ -110,16 +111,17 @@ fn label(text: &str) -> String {
 
 impl PoolView {
     fn show(&self, out: &mut dyn Write) -> fmt::Result {
-        let count = self.count();
-        let mut parts = vec![plural(count.values().sum(), "device")];
+        let counts = self.count();
+        let mut parts = vec![count(counts.values().sum(), "device")];
         for state in STATES {
-            match count.get(state) {
+            match counts.get(state) {
                 Some(0) | None => {}
-                Some(number) if state == "attention" => parts.push(format!("{number} to attend to")),
-                Some(number) => parts.push(format!("{number} {state}")),
+                Some(1) if state == "attention" => parts.push("1 needs attention".to_owned()),
+                Some(number) if state == "attention" => parts.push(format!("{number} need attention")),
+                Some(number) => parts.push(format!("{number} {}", state.replace('-', " "))),
             }
         }
-        let heading = format!("{HEADING}{}{HEADING:#}: ", Name(&self.name));
+        let heading = format!("{HEADING}{}{HEADING:#}: ", one_line(&self.name));
         fold(out, &heading, 4, Style::new(), &parts.join(", "))?;
         for pf in &self.pfs {
             pf.show(out)?;
@@ -134,14 +136,10 @@ impl PoolView {
     }
 }
 
-fn plural(number: u64, what: &str) -> String {
-    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
-}
-
 impl PfView {
     fn show(&self, out: &mut dyn Write) -> fmt::Result {
         let Some(address) = self.address else {
-            let front = Columns { indent: 2, name: &Name(&self.name), driver: None, group: Some("") };
+            let front = Columns { indent: 2, name: &one_line(&self.name), driver: None, group: Some("") };
             let missing =
                 if self.missing > 1 { format!("missing, with its {} VFs", self.missing) } else { "missing".into() };
             return fold(out, &front.to_string(), STATE, colour(AnsiColor::Red), &missing);
@@ -150,11 +148,11 @@ impl PfView {
         let front = Columns { indent: 2, name: &address, driver: self.driver.as_deref(), group: Some(&group) };
         let there = self.devices.len() as u64;
         let vfs = match self.missing {
-            0 => plural(there, "VF"),
+            0 => count(there, "VF"),
             missing => format!("{there} of {} VFs", there + u64::from(missing)),
         };
-        let netdev = self.netdev.as_ref().map_or_else(String::new, |netdev| format!("{}, ", Name(netdev)));
-        let guest = self.guest.as_ref().map_or_else(String::new, |guest| format!(", leased to {}", Name(guest)));
+        let netdev = self.netdev.as_ref().map_or_else(String::new, |netdev| format!("{}, ", one_line(netdev)));
+        let guest = self.guest.as_ref().map_or_else(String::new, |guest| format!(", leased to {}", one_line(guest)));
         let text = format!("{netdev}{vfs}{}{guest}", numa(self.numa_node));
         let style = if self.missing > 0 { colour(AnsiColor::Red) } else { Style::new() };
         fold(out, &front.to_string(), STATE, style, &text)
@@ -172,7 +170,7 @@ impl DeviceView {
 
     fn show_in_group(&self, out: &mut dyn Write) -> fmt::Result {
         let front = Columns { indent: 2, name: &self.address, driver: self.driver.as_deref(), group: None };
-        let pool = self.pool.as_ref().map_or_else(String::new, |pool| format!(", pool {}", Name(pool)));
+        let pool = self.pool.as_ref().map_or_else(String::new, |pool| format!(", pool {}", one_line(pool)));
         let text = format!("{}{pool}{}", self.state, numa(self.numa_node));
         fold(out, &front.to_string(), STATE - GROUP - 2, self.state.style(), &text)
     }
@@ -203,18 +201,18 @@ const STATE: usize = NAME + 2 + DRIVER + 2 + GROUP + 2;
 impl Display for Columns<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let name = format!("{:indent$}{}", "", self.name, indent = self.indent);
-        let driver = self.driver.map_or_else(|| "-".to_owned(), |driver| Name(driver).to_string());
+        let driver = self.driver.map_or_else(|| "-".to_owned(), one_line);
         write!(f, "{name:NAME$}  {driver:DRIVER$}  ")?;
         self.group.map_or(Ok(()), |group| write!(f, "{group:GROUP$}  "))
     }
 }
 
-impl State {
+impl DeviceState {
     fn style(&self) -> Style {
         match self {
             Self::Free | Self::Parked { .. } => colour(AnsiColor::Green),
             Self::Leased { .. } => colour(AnsiColor::Cyan),
-            Self::Foreign { .. } => colour(AnsiColor::Yellow),
+            Self::InUse { .. } => colour(AnsiColor::Yellow),
             Self::Missing { .. } | Self::Attention { .. } => colour(AnsiColor::Red),
             Self::Bridge => Style::new(),
         }
@@ -225,12 +223,12 @@ const fn colour(colour: AnsiColor) -> Style {
     colour.on_default()
 }
 
-impl Display for State {
+impl Display for DeviceState {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Free => f.write_str("free"),
             Self::Parked { guests } => {
-                let guests: Vec<String> = guests.iter().map(|guest| Name(guest).to_string()).collect();
+                let guests: Vec<String> = guests.iter().map(|guest| one_line(guest)).collect();
                 write!(f, "parked by {}", guests.join(", "))
             }
             Self::Leased { guest, role, lease, was_on } => {
@@ -242,37 +240,16 @@ impl Display for State {
                     None => more.push("its group".to_owned()),
                 }
                 more.extend(lease.filter(|lease| *lease != LeaseState::Active).map(|lease| lease.to_string()));
-                more.extend(was_on.iter().map(|driver| format!("was on {}", Name(driver))));
+                more.extend(was_on.iter().map(|driver| format!("was on {}", one_line(driver))));
                 let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join(", ")) };
-                write!(f, "leased to {}{more}", Name(guest))
+                write!(f, "leased to {}{more}", one_line(guest))
             }
-            Self::Foreign { by } => write!(f, "foreign: {}", Name(by)),
+            Self::InUse { by } => write!(f, "in use: {}", one_line(by)),
             Self::Missing { .. } => f.write_str("missing"),
-            Self::Attention { why, .. } => write!(f, "needs attention: {}", Name(why)),
+            Self::Attention { why, .. } => write!(f, "needs attention: {}", one_line(why)),
             Self::Bridge => f.write_str("bridge"),
         }
     }
-}
-
-/// A text of somebody else, on one line and without control sequences.
-struct Name<'a>(&'a str);
-
-impl Display for Name<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        for character in self.0.chars() {
-            if character.is_control() || is_direction(character) {
-                write!(f, "{}", character.escape_default())?;
-            } else {
-                f.write_char(character)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Characters that change where others of the line are shown (Unicode, "Bidirectional Algorithm").
-fn is_direction(character: char) -> bool {
-    matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Writes a text behind `front`, from column `indent` on, and on as many lines as it needs to stay within [`WIDTH`].

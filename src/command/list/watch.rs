@@ -1,4 +1,4 @@
-//! The same picture again and again, until Ctrl-C.
+//! The same snapshot again and again, until Ctrl-C.
 
 use model::error::{Error, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,12 +18,12 @@ pub fn watch(mut draw: impl FnMut() -> String, is_terminal: bool, out: &mut dyn 
     interrupt.thread_block().map_err(cannot)?;
     let interrupted = SignalFd::new(&interrupt).map_err(cannot)?;
     loop {
-        let mut picture = draw();
+        let mut snapshot = draw();
         if is_terminal {
             // From the top, each line over an old one, and nothing of the old one below.
-            picture = format!("\x1b[H{}\x1b[J", picture.replace('\n', "\x1b[K\n"));
+            snapshot = format!("\x1b[H{}\x1b[J", snapshot.replace('\n', "\x1b[K\n"));
         }
-        match out.write_all(picture.as_bytes()).and_then(|()| out.flush()) {
+        match out.write_all(snapshot.as_bytes()).and_then(|()| out.flush()) {
             Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             result => result.map_err(|cause| Error::new(format!("Cannot write the list: {cause}")))?,
         }

@@ -117,10 +117,10 @@ impl Binder<'_> {
 
     /// Gives a device back as it was found. A managed device is libvirt's to give back as long as its part of a stop is not
     /// over (`libvirt_done`); `Ok(false)`: it has not done so yet.
-    pub fn give_back(&self, held: &HeldDevice, libvirt_done: bool) -> Result<bool> {
+    pub fn reattach(&self, held: &HeldDevice, libvirt_done: bool) -> Result<bool> {
         let Some(device) = self.find(held)? else {
             if held.role != Role::Vf {
-                self.log.warning(format_args!("{} of {} is gone; nothing to give back", held.address, self.user));
+                self.log.warning(format_args!("{} of {} is gone; nothing to reattach", held.address, self.user));
             }
             return Ok(true);
         };
@@ -241,7 +241,7 @@ impl Binder<'_> {
         if let Some(group) = device.group.filter(|_| current != wanted) {
             if let Some(holder) = open_files::holder_of_group(self.host, group)? {
                 return Err(Error::new(format!(
-                    "Cannot give {address} back to the host: {holder} has its IOMMU group {group} open"
+                    "Cannot reattach {address} to the host: {holder} has its IOMMU group {group} open"
                 ))
                 .remedy("It is tried again at the next start or stop of a guest"));
             }
@@ -255,10 +255,10 @@ impl Binder<'_> {
         self.unbind(device)?;
         if let Some(driver) = wanted {
             self.bind_host(device, driver, held)
-                .map_err(|error| error.during(format_args!("Cannot give {address} back to {driver}")))?;
+                .map_err(|error| error.during(format_args!("Cannot reattach {address} to {driver}")))?;
         }
         self.expect_driver(address, wanted)?;
-        self.log.info(format_args!("{address}: {} -> {} (given back by {})", name(current), name(wanted), self.user));
+        self.log.info(format_args!("{address}: {} -> {} (reattached, {})", name(current), name(wanted), self.user));
         Ok(true)
     }
 

@@ -637,7 +637,7 @@ fn the_states_folder() {
     fs::rename(host.path("run/vfpool/attention/we\nb"), host.path("run/vfpool/attention/we%0Ab")).unwrap();
     expect(
         &host,
-        &["warning leases: Not everything that guest 'we\\nb' had could be given back: 0000:01:10.0 is stuck |  | \
+        &["warning leases: Not all devices of guest 'we\\nb' could be reattached: 0000:01:10.0 is stuck |  | \
            Run `vfpool reconcile`"],
     );
 }

@@ -118,7 +118,7 @@ fn hot_plug_with_its_group() {
     assert_eq!(host.vfpool(&["attach", "web", "nics", "--live", "--config"]).code, Some(0));
     let lines = told(&host, &["detach", "web", "nics", "--live", "--config"]);
     assert!(lines[0].starts_with("virsh detach-device WEB /dev/stdin --live <<<'<hostdev "), "{}", lines[0]);
-    assert_eq!(lines[1], "0000:02:00.1: vfio-pci -> e1000e (given back by guest 'web')");
+    assert_eq!(lines[1], "0000:02:00.1: vfio-pci -> e1000e (reattached, guest 'web')");
     assert_eq!(lines[2], "virsh metadata WEB --uri urn:vfpool:domain:1 --live --remove");
     assert!(lines[3].starts_with("virsh detach-device WEB /dev/stdin --config <<<'<hostdev "), "{}", lines[3]);
     assert_eq!(lines.len(), 6, "{lines:?}");
@@ -151,9 +151,9 @@ fn starts_and_what_they_take() {
     let before = everything(&host);
     let outcome = host.vfpool(&["start", "web", "--dry-run"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert_eq!(outcome.stderr, "vfpool: guest 'gone' is gone without a word; giving its devices back\n");
+    assert_eq!(outcome.stderr, "vfpool: guest 'gone' is no longer running; reattaching its devices\n");
     let lines: Vec<&str> = outcome.stdout.lines().collect();
-    assert_eq!(lines[0], "0000:02:00.0: vfio-pci -> e1000e (given back by guest 'gone')");
+    assert_eq!(lines[0], "0000:02:00.0: vfio-pci -> e1000e (reattached, guest 'gone')");
     assert!(lines.last().unwrap().starts_with("virsh start "), "{lines:?}");
     assert_eq!(everything(&host), before);
 }
@@ -205,7 +205,7 @@ fn reconcile_and_release() {
     assert_eq!(
         told(&host, &["release", "web", "--force"]),
         [
-            "0000:02:00.1: vfio-pci -> e1000e (given back by guest 'web')",
+            "0000:02:00.1: vfio-pci -> e1000e (reattached, guest 'web')",
             "guest 'web': released by hand: 0000:02:00.1, 0000:02:00.0",
         ]
     );

@@ -144,7 +144,7 @@ fn devices() {
 a guest with it would:
   0000:02:00.0  libvirt: bind to vfio-pci
 and at its stop:
-  0000:02:00.0  libvirt: give back to e1000e
+  0000:02:00.0  libvirt: reattach to e1000e
 ",
     );
     for name in ["02:00.0", "pci_0000_02_00_0", "enp2s0"] {
@@ -179,10 +179,10 @@ a guest with it would:
   0000:02:00.3  stays on vfio-pci (sibling)
   0000:02:00.0  libvirt: bind to vfio-pci
 and at its stop:
-  0000:02:00.0  libvirt: give back to e1000e
+  0000:02:00.0  libvirt: reattach to e1000e
   0000:02:00.3  stays on vfio-pci (sibling)
-  0000:02:00.2  give back to no driver (sibling)
-  0000:02:00.1  give back to e1000e (sibling)
+  0000:02:00.2  reattach to no driver (sibling)
+  0000:02:00.1  reattach to e1000e (sibling)
 ",
     );
 }
@@ -266,7 +266,7 @@ a guest with it would:
   0000:01:00.0  remove its 3 VFs
   0000:01:00.0  libvirt: bind to vfio-pci
 and at its stop:
-  0000:01:00.0  libvirt: give back to igb
+  0000:01:00.0  libvirt: reattach to igb
   0000:01:00.0  make its 3 VFs again
   0000:01:10.2  comes back with its PF, on no driver
   0000:01:10.1  comes back with its PF, on no driver
@@ -310,7 +310,7 @@ a guest with it would be refused:
 a guest with it would:
   0000:01:10.1  libvirt: bind to vfio-pci
 and at its stop:
-  0000:01:10.1  libvirt: give back (it had no driver)
+  0000:01:10.1  libvirt: unbind (it had no driver)
 ",
     );
     says(
@@ -326,7 +326,7 @@ and at its stop:
 a guest with it would:
   0000:01:10.2  libvirt: bind to vfio-pci
 and at its stop:
-  0000:01:10.2  libvirt: give back (it had no driver)
+  0000:01:10.2  libvirt: unbind (it had no driver)
 ",
     );
     says(
@@ -401,8 +401,8 @@ fn what_a_gone_guest_has_left() {
   lease         pending
   device        0000:02:00.0 (hostdev): has it
 at its stop:
-  0000:02:00.0  libvirt: give back to e1000e
-  0000:02:00.1  give back to e1000e (sibling)
+  0000:02:00.0  libvirt: reattach to e1000e
+  0000:02:00.1  reattach to e1000e (sibling)
 ",
     );
     host.libvirtd_dies();
@@ -416,33 +416,33 @@ at its stop:
     0000:02:00.1  vfio-pci   guest 'web' has it
   leased to     guest 'web' (pending, managed), was on e1000e
   defined for   guest 'web'
-  verdict       free, once what guest 'web' has left is given back
-first, what guest 'web' has left would be given back:
-  0000:02:00.0  give back to e1000e
-  0000:02:00.1  give back to e1000e (sibling)
+  verdict       free once the devices that guest 'web' left are reattached
+first, the devices that guest 'web' left would be reattached:
+  0000:02:00.0  reattach to e1000e
+  0000:02:00.1  reattach to e1000e (sibling)
 a guest with it would:
   0000:02:00.1  set driver_override to vfio-pci (sibling)
   0000:02:00.1  unbind from e1000e (sibling)
   0000:02:00.1  offer to vfio-pci (sibling)
   0000:02:00.0  libvirt: bind to vfio-pci
 and at its stop:
-  0000:02:00.0  libvirt: give back to e1000e
-  0000:02:00.1  give back to e1000e (sibling)
+  0000:02:00.0  libvirt: reattach to e1000e
+  0000:02:00.1  reattach to e1000e (sibling)
 ",
     );
     let starts = |guest: &str, device: &str, sibling: &str| {
         format!(
-            r"first, what guest 'web' has left would be given back:
-  0000:02:00.0  give back to e1000e
-  0000:02:00.1  give back to e1000e (sibling)
+            r"first, the devices that guest 'web' left would be reattached:
+  0000:02:00.0  reattach to e1000e
+  0000:02:00.1  reattach to e1000e (sibling)
 `virsh start {guest}` would:
   {sibling}  set driver_override to vfio-pci (sibling)
   {sibling}  unbind from e1000e (sibling)
   {sibling}  offer to vfio-pci (sibling)
   {device}  libvirt: bind to vfio-pci
 and at its stop:
-  {device}  libvirt: give back to e1000e
-  {sibling}  give back to e1000e (sibling)
+  {device}  libvirt: reattach to e1000e
+  {sibling}  reattach to e1000e (sibling)
 "
         )
     };
@@ -476,9 +476,9 @@ fn guests() {
   0000:01:10.0  libvirt: bind to vfio-pci
   0000:02:00.0  libvirt: bind to vfio-pci
 and at its stop:
-  0000:02:00.0  libvirt: give back to e1000e
-  0000:01:10.0  libvirt: give back (it had no driver)
-  0000:02:00.1  give back to e1000e (sibling)
+  0000:02:00.0  libvirt: reattach to e1000e
+  0000:01:10.0  libvirt: unbind (it had no driver)
+  0000:02:00.1  reattach to e1000e (sibling)
 `vfpool start web` would choose:
   0000:01:10.0  of pool 'net'
 ",
@@ -505,7 +505,7 @@ and at its stop:
   lease         active
   device        0000:01:10.0 (hostdev, pool 'net'): has it
 at its stop:
-  0000:01:10.0  libvirt: give back (it had no driver)
+  0000:01:10.0  libvirt: unbind (it had no driver)
 ",
     );
     host.define("plain", &domain("plain", &[]));
@@ -570,9 +570,9 @@ fn a_guest_that_runs() {
   device        0000:01:10.1 (hostdev): has it
                 no lease tells of it: it came while the guest ran, or from a definition that changed since
 at its stop:
-  0000:02:00.0  libvirt: give back to e1000e
-  0000:01:10.0  libvirt: give back (it had no driver)
-  0000:02:00.1  give back to e1000e (sibling)
+  0000:02:00.0  libvirt: reattach to e1000e
+  0000:01:10.0  libvirt: unbind (it had no driver)
+  0000:02:00.1  reattach to e1000e (sibling)
 ";
     says(&host, "web", text);
     // It was defined nowhere but there.
@@ -585,9 +585,9 @@ at its stop:
         r"guest 'web' runs (pid 5000000)
   lease         active
 at its stop:
-  0000:02:00.0  libvirt: give back to e1000e
-  0000:01:10.0  libvirt: give back (it had no driver)
-  0000:02:00.1  give back to e1000e (sibling)
+  0000:02:00.0  libvirt: reattach to e1000e
+  0000:01:10.0  libvirt: unbind (it had no driver)
+  0000:02:00.1  reattach to e1000e (sibling)
 ",
     );
 }
@@ -672,13 +672,13 @@ fn the_document_of_a_device() {
           "address": "0000:02:00.0",
           "role": "managed",
           "by": "libvirt",
-          "what": "give back to e1000e"
+          "what": "reattach to e1000e"
         },
         {
           "address": "0000:02:00.1",
           "role": "sibling",
           "by": "vfpool",
-          "what": "give back to e1000e"
+          "what": "reattach to e1000e"
         }
       ]
     }

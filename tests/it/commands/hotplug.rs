@@ -238,7 +238,7 @@ fn a_virsh_that_gives_no_answer_may_do_it_yet() {
     host.virsh_faults("attach-device hang");
     host.vfpool(&["attach", "web", "net", "--live"]).refused_saying(&[
         "virsh attach-device: no answer for 1 s; is libvirtd at work?",
-        "Run `vfpool reconcile` when it is: if the guest has no 0000:01:10.1 then, it is given back",
+        "Run `vfpool reconcile` when it is: if the guest has no 0000:01:10.1 then, it is reattached",
     ]);
     assert_eq!(host.recorded("claims"), [vf(0), vf(1)], "nobody else gets it meanwhile");
     host.virsh_faults("");

@@ -61,13 +61,13 @@ fn each_state_is_shown_beside_its_device() {
     let outcome = shown(&host, &["list"]);
     assert_eq!(
         outcome.stdout,
-        "net: 6 devices, 2 free, 1 parked, 1 leased, 2 foreign\n\
+        "net: 6 devices, 2 free, 1 parked, 1 leased, 2 in use\n\
         \x20 0000:01:00.0    igb         group 8    eth3, 6 VFs, NUMA node 1\n\
         \x20   0000:01:10.0  vfio-pci    group 100  leased to db\n\
         \x20   0000:01:10.1  -           group 101  parked by web\n\
-        \x20   0000:01:10.2  vfio-pci    group 102  foreign: process 5000 (qemu-kvm) uses\n\
-        \x20                                        it through VFIO\n\
-        \x20   0000:01:10.3  igbvf       group 103  foreign: eth9 is up and has the address\n\
+        \x20   0000:01:10.2  vfio-pci    group 102  in use: process 5000 (qemu-kvm) uses it\n\
+        \x20                                        through VFIO\n\
+        \x20   0000:01:10.3  igbvf       group 103  in use: eth9 is up and has the address\n\
         \x20                                        192.0.2.1\n\
         \x20   0000:01:10.4  igbvf       group 104  free\n\
         \x20   0000:01:10.5  -           group 105  free\n\
@@ -94,7 +94,7 @@ fn groups_are_shown_with_all_their_members() {
         "group 7\n\
         \x20 0000:00:02.0    pcieport    bridge\n\
         group 8\n\
-        \x20 0000:01:00.0    igb         foreign: its VFs are pool 'net', NUMA node 1\n\
+        \x20 0000:01:00.0    igb         in use: its VFs are pool 'net', NUMA node 1\n\
         group 9\n\
         \x20 0000:02:00.0    e1000e      leased to demo (pending)\n\
         \x20 0000:02:00.1    vfio-pci    leased to demo (sibling, pending, was on e1000e)\n\
@@ -105,10 +105,10 @@ fn groups_are_shown_with_all_their_members() {
         group 101\n\
         \x20 0000:01:10.1    -           parked by web, pool net, NUMA node 1\n\
         group 102\n\
-        \x20 0000:01:10.2    vfio-pci    foreign: process 5000 (qemu-kvm) uses it through\n\
+        \x20 0000:01:10.2    vfio-pci    in use: process 5000 (qemu-kvm) uses it through\n\
         \x20                             VFIO, pool net, NUMA node 1\n\
         group 103\n\
-        \x20 0000:01:10.3    igbvf       foreign: eth9 is up and has the address 192.0.2.1,\n\
+        \x20 0000:01:10.3    igbvf       in use: eth9 is up and has the address 192.0.2.1,\n\
         \x20                             pool net, NUMA node 1\n\
         group 104\n\
         \x20 0000:01:10.4    igbvf       free, pool net, NUMA node 1\n\
@@ -211,13 +211,13 @@ fn prometheus_gets_metrics() {
 vfpool_devices{pool="net",state="free"} 2
 vfpool_devices{pool="net",state="parked"} 0
 vfpool_devices{pool="net",state="leased"} 1
-vfpool_devices{pool="net",state="foreign"} 0
+vfpool_devices{pool="net",state="in-use"} 0
 vfpool_devices{pool="net",state="missing"} 0
 vfpool_devices{pool="net",state="attention"} 0
 vfpool_devices{pool="a \\ \"b\"\nc",state="free"} 0
 vfpool_devices{pool="a \\ \"b\"\nc",state="parked"} 0
 vfpool_devices{pool="a \\ \"b\"\nc",state="leased"} 0
-vfpool_devices{pool="a \\ \"b\"\nc",state="foreign"} 0
+vfpool_devices{pool="a \\ \"b\"\nc",state="in-use"} 0
 vfpool_devices{pool="a \\ \"b\"\nc",state="missing"} 2
 vfpool_devices{pool="a \\ \"b\"\nc",state="attention"} 0
 # HELP vfpool_leases Leases of guests by state.
@@ -227,9 +227,9 @@ vfpool_leases{state="pending"} 0
 vfpool_leases{state="active"} 1
 vfpool_leases{state="failed"} 0
 vfpool_leases{state="returning"} 0
-# HELP vfpool_failed_give_backs Guests of which something could not be given back to the host.
-# TYPE vfpool_failed_give_backs gauge
-vfpool_failed_give_backs 0
+# HELP vfpool_failed_reattachments Guests with devices that could not be reattached to the host.
+# TYPE vfpool_failed_reattachments gauge
+vfpool_failed_reattachments 0
 # HELP vfpool_lock_waits_total Times that a process had to wait for a lock.
 # TYPE vfpool_lock_waits_total counter
 vfpool_lock_waits_total 3
@@ -272,14 +272,14 @@ fn what_could_not_be_given_back_is_shown() {
     // Where it is folded depends on this host's root.
     let text = host.vfpool(&["list"]).stdout.split_whitespace().collect::<Vec<_>>().concat();
     let why = host.get("run/vfpool/attention/web").unwrap().replace(' ', "");
-    assert!(why.starts_with("Cannotgive0000:02:00.1backtoe1000e:") && why.ends_with("(oserror5)"), "{why}");
+    assert!(why.starts_with("Cannotreattach0000:02:00.1toe1000e:") && why.ends_with("(oserror5)"), "{why}");
     let lost = "lostneedsattention:itsleasecannotberead;thenexteventoftheguestsetsitaside";
     let expected = format!("innopool{SECOND}-group8needsattention:{why}{lost}webneedsattention:{why}");
     assert_eq!(text, expected);
     assert_eq!(host.get("run/vfpool/leases/lost").as_deref(), Some("<lease"), "a look changes nothing");
     assert_eq!(json(&host, &[])["attention"][1]["guest"], "web");
     let metrics = shown(&host, &["list", "--metrics"]).stdout;
-    assert!(metrics.contains("vfpool_failed_give_backs 2\n"), "{metrics}");
+    assert!(metrics.contains("vfpool_failed_reattachments 2\n"), "{metrics}");
 }
 
 #[test]
@@ -304,13 +304,13 @@ fn a_lease_is_shown_as_far_as_it_is() {
     // Nobody will do it.
     host.libvirtd_dies();
     assert_eq!(json(&host, &[])["pools"][0]["pfs"][0]["devices"][0]["state"], "attention");
-    assert!(list(&host).contains("guest 'web' is gone"), "{}", list(&host));
+    assert!(list(&host).contains("guest 'web' is no"), "{}", list(&host));
     host.reconcile();
     assert_eq!(line(&host, &vf(0)), "parked by web");
     // A program that uses /dev/vfio/devices is not found by the group.
     host.move_to(&vf(1), Some("vfio-pci"));
     host.opens_itself(&vf(1));
-    assert!(line(&host, &vf(1)).starts_with("foreign: a program that has it open"), "{}", list(&host));
+    assert!(line(&host, &vf(1)).starts_with("in use: a program that has it open"), "{}", list(&host));
 }
 
 #[test]
@@ -362,7 +362,7 @@ fn a_host_without_pools_without_iommu_or_without_anything_is_no_trouble() {
     fs::remove_dir_all(host.path("run/vfpool")).unwrap_or_default();
     assert_eq!(
         list(&host),
-        "net: 1 device, 1 to attend to\n\
+        "net: 1 device, 1 needs attention\n\
         \x20 0000:02:00.0    e1000e      no group   needs attention: it is in no IOMMU\n\
         \x20                                        group; is the IOMMU switched on?\n"
     );

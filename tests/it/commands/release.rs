@@ -37,7 +37,7 @@ fn what_is_left_goes_back_by_hand() {
     let outcome = host.vfpool(&["release", "web", "--force"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert_eq!(outcome.stdout, "guest 'web': released by hand: 0000:02:00.1, 0000:02:00.0\n");
-    assert!(outcome.stderr.contains("0000:02:00.1: vfio-pci -> e1000e (given back by guest 'web')"));
+    assert!(outcome.stderr.contains("0000:02:00.1: vfio-pci -> e1000e (reattached, guest 'web')"));
     host.assert_restored(&before, "after release");
     // Its libvirtd is gone: nobody has to be forced.
     let (host, before) = stuck();
@@ -61,7 +61,7 @@ fn what_needs_attention_is_tried_again() {
     host.faults("write errno EIO e1000e/bind");
     host.release("web", "").ok();
     assert_eq!(host.recorded("attention"), ["web"]);
-    host.vfpool(&["release", "web"]).refused_saying(&["guest 'web': Cannot give 0000:02:00.1 back to e1000e"]);
+    host.vfpool(&["release", "web"]).refused_saying(&["guest 'web': Cannot reattach 0000:02:00.1 to e1000e"]);
     assert_eq!(host.recorded("attention"), ["web"]);
     host.faults("");
     assert_eq!(host.vfpool(&["release", "web"]).code, Some(0));
@@ -79,8 +79,8 @@ fn what_libvirt_may_still_give_back_needs_force() {
     let lease = host.get("run/vfpool/leases/web").unwrap().replace("\"pending\"", "\"failed\"");
     host.put("run/vfpool/leases/web", lease);
     host.vfpool(&["release", "web"]).refused(
-        "guest 'web': 0000:02:00.0 is libvirt's to give back, and libvirtd, which stops or starts the guest, still \
-         runs. If it has nothing to do with the guest any more, say --force",
+        "guest 'web': libvirt has to reattach 0000:02:00.0, and libvirtd, which stops or starts the guest, is still \
+         running. If it has nothing to do with the guest any more, say --force",
     );
     assert_eq!(host.driver("0000:02:00.1").as_deref(), Some("e1000e"), "what is ours is back");
     assert_eq!(host.vfpool(&["release", "web", "--force"]).code, Some(0));
@@ -99,7 +99,7 @@ fn what_a_program_has_open_stays_whatever_is_said() {
         [&["release", "web"] as &[&str], &["release", "web", "--force"], &["release", "web", "01:10.0", "--force"]]
     {
         host.vfpool(arguments).refused(
-            "guest 'web': 0000:01:10.0 cannot be given back: process 6000 (qemu-kvm) uses it through VFIO. Stop \
+            "guest 'web': Cannot reattach 0000:01:10.0: process 6000 (qemu-kvm) uses it through VFIO. Stop \
              process 6000 (qemu-kvm) first",
         );
         assert_eq!(host.recorded("claims"), [vf(0)]);

@@ -158,7 +158,7 @@ fn a_corrupt_lease_is_set_aside_and_the_guest_starts() {
         let outcome = web.prepare().ok_saying("vfpool: The lease of guest 'web' is corrupt (");
         assert!(
             outcome.stderr.contains(&format!(
-                ") and set aside as {aside}; what the guest had taken is not given back by itself\n"
+                ") and set aside as {aside}; the guest's devices are not reattached automatically\n"
             )),
             "{}",
             outcome.stderr

@@ -211,7 +211,7 @@ fn a_vf_comes_back_when_the_guest_with_its_pf_is_gone() {
     let db = host.guest("db", "0000:01:10.0");
     db.prepare().refused_saying(&["0000:01:10.0 is not there as long as guest 'web' has the PF"]);
     host.libvirtd_dies();
-    db.prepare().ok_saying("guest 'web' is gone without a word");
+    db.prepare().ok_saying("guest 'web' is no longer running");
     assert_eq!(host.recorded("claims"), ["0000:01:10.0"]);
 }
 

@@ -63,12 +63,12 @@ fn a_second_failure_while_undoing_is_told_and_kept() {
             "guest 'web': Cannot write '0000:02:00.1' to {probe}: Input/output error (os error 5). Not all could \
                   be undone: "
         ),
-        "Cannot give 0000:02:00.1 back to e1000e: Cannot write",
+        "Cannot reattach 0000:02:00.1 to e1000e: Cannot write",
     ]);
     assert_eq!(host.recorded("attention"), ["web"]);
     assert_eq!(host.recorded("claims"), [SECOND]);
     host.faults("");
-    web.release().ok_saying("0000:02:00.1: no driver -> e1000e (given back by guest 'web')");
+    web.release().ok_saying("0000:02:00.1: no driver -> e1000e (reattached, guest 'web')");
     host.assert_restored(&before, "after release");
 }
 

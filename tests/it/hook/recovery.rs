@@ -63,7 +63,7 @@ fn a_start_that_libvirtd_did_not_finish_is_undone_by_the_next_guest() {
         let db = host.guest("db", SECOND);
         prepare_as_foretold(&db).refused_saying(&["guest 'web' has 0000:02:00.0"]);
         host.libvirtd_dies();
-        prepare_as_foretold(&db).ok_saying("vfpool: guest 'web' is gone without a word; giving its devices back\n");
+        prepare_as_foretold(&db).ok_saying("vfpool: guest 'web' is no longer running; reattaching its devices\n");
         assert_eq!(host.recorded("leases"), ["db"]);
         host.assert_viable_without(SECOND, 8);
         db.release().ok();
@@ -81,7 +81,7 @@ fn a_guest_that_ended_with_libvirtd_is_recovered() {
         assert_eq!(host.vfpool(&["reconcile"]).ok().stderr, "", "the guest runs on without libvirtd");
         assert_eq!(host.recorded("leases"), ["web"]);
         host.qemu_ends("web");
-        let told = "guest 'web' is gone without a word; giving its devices back";
+        let told = "guest 'web' is no longer running; reattaching its devices";
         if by_command {
             host.vfpool(&["reconcile"]).ok_saying(told);
         } else {
@@ -100,7 +100,7 @@ fn a_qemu_whose_pid_went_to_another_process_is_gone() {
     let _ = host.guest("web", FIRST).starts().runs();
     host.libvirtd_dies();
     host.process(4000, 1, 77);
-    host.vfpool(&["reconcile"]).ok_saying("guest 'web' is gone without a word");
+    host.vfpool(&["reconcile"]).ok_saying("guest 'web' is no longer running");
     host.assert_as(&before, "after recovery");
 }
 
@@ -127,7 +127,7 @@ fn lost_records_are_learned_from_a_running_guest() {
         let in_use = host.snapshot();
         web.hook(operation).run().ok_saying(
             "vfpool: 0000:02:00.1: learned from the running guest 'web'; it stays on vfio-pci when the guest stops, \
-             unless libvirt gives it back\n",
+             unless libvirt reattaches it\n",
         );
         host.assert_as(&in_use, operation);
         assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
@@ -160,7 +160,7 @@ fn a_device_that_was_pulled_out_is_forgotten() {
     let web = host.guest("web", FIRST).starts().runs();
     host.qemu_ends("web");
     host.remove(SECOND);
-    web.release().ok_saying("vfpool: 0000:02:00.1 of guest 'web' is gone; nothing to give back\n");
+    web.release().ok_saying("vfpool: 0000:02:00.1 of guest 'web' is gone; nothing to reattach\n");
     host.assert_no_leases("after release");
 }
 
@@ -185,7 +185,7 @@ fn a_group_that_somebody_has_open_is_not_pulled_away() {
     web.ends();
     host.process(5000, 1, 5);
     host.opens_group(5000, 8);
-    let told = "Cannot give 0000:02:00.1 back to the host: process 5000 (qemu-kvm) has its IOMMU group 8 open. It is \
+    let told = "Cannot reattach 0000:02:00.1 to the host: process 5000 (qemu-kvm) has its IOMMU group 8 open. It is \
                 tried again at the next start or stop of a guest";
     web.release().ok_saying(&format!("vfpool: {told}\n"));
     assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"));
@@ -195,6 +195,6 @@ fn a_group_that_somebody_has_open_is_not_pulled_away() {
     assert!(list.contains(told), "{list}");
     std::fs::remove_dir_all(host.path("proc/5000")).unwrap();
     // Any event of any guest.
-    host.release("other", "").ok_saying("0000:02:00.1: vfio-pci -> e1000e (given back by guest 'web')");
+    host.release("other", "").ok_saying("0000:02:00.1: vfio-pci -> e1000e (reattached, guest 'web')");
     host.assert_restored(&before, "after the second try");
 }

@@ -19,7 +19,7 @@ fn the_sibling_goes_and_comes_back() {
     host.qemu_ends("web");
     web.hook("stopped").run().ok_silently();
     web.reattaches();
-    web.release().ok_saying("vfpool: 0000:02:00.1: vfio-pci -> e1000e (given back by guest 'web')\n");
+    web.release().ok_saying("vfpool: 0000:02:00.1: vfio-pci -> e1000e (reattached, guest 'web')\n");
     host.assert_restored(&before, "after release");
 }
 
@@ -31,7 +31,7 @@ fn an_unmanaged_device_is_taken_and_given_back() {
     let outcome = web.prepare().ok_saying("0000:02:00.0: e1000e -> vfio-pci (unmanaged, guest 'web')");
     assert_eq!(outcome.stderr.lines().count(), 2, "one line a change: {}", outcome.stderr);
     host.assert_viable(8);
-    let outcome = web.release().ok_saying("0000:02:00.0: vfio-pci -> e1000e (given back by guest 'web')");
+    let outcome = web.release().ok_saying("0000:02:00.0: vfio-pci -> e1000e (reattached, guest 'web')");
     assert_eq!(outcome.stderr.lines().count(), 2, "{}", outcome.stderr);
     host.assert_restored(&before, "after release");
 }
@@ -129,7 +129,7 @@ fn a_sibling_without_a_driver_has_none_again() {
     let before = host.snapshot();
     let web = host.guest("web", FIRST);
     web.prepare().ok_saying("0000:02:00.1: no driver -> vfio-pci (sibling, guest 'web')");
-    web.release().ok_saying("0000:02:00.1: vfio-pci -> no driver (given back by guest 'web')");
+    web.release().ok_saying("0000:02:00.1: vfio-pci -> no driver (reattached, guest 'web')");
     host.assert_as(&before, "after release");
 }
 

@@ -19,5 +19,5 @@ expect_lines() {
     [[ $found == "$1" ]] || fail "log lines '$2': expected $1, found $found"
 }
 expect_lines 2 "0000:02:00.1: e1000e -> vfio-pci (sibling, guest 'demo')"
-expect_lines 2 "0000:02:00.1: vfio-pci -> e1000e (given back by guest 'demo')"
+expect_lines 2 "0000:02:00.1: vfio-pci -> e1000e (reattached, guest 'demo')"
 remove_guest demo

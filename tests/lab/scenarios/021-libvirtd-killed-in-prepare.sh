@@ -34,7 +34,7 @@ expect_driver 02:00.1 e1000e
 
 kill_in_prepare
 start other
-expect_output "guest 'demo' is gone without a word" logged demo
+expect_output "guest 'demo' is no longer running" logged demo
 stop other
 expect_driver 02:00.0 e1000e
 expect_driver 02:00.1 e1000e

@@ -9,5 +9,5 @@ virsh -q define /run/lab/demo.xml
 expect_fails 'no-such-option' virsh start demo
 expect_driver 02:00.0 e1000e
 expect_driver 02:00.1 e1000e
-expect_output 'given back by guest' logged 02:00.1
+expect_output 'reattached, guest' logged 02:00.1
 remove_guest demo

@@ -38,7 +38,7 @@ line 06:00.2 "  free"
 line 02:00.0 "  leased to pair (was on e1000e)"
 line 02:00.1 "  leased to pair (sibling, was on e1000e)" --groups
 line 00:04.0 "  bridge" --groups
-line 07:00.0 "  foreign: it carries the default route ($(netdev_of 07:00.0))" --groups
+line 07:00.0 "  in use: it carries the default route ($(netdev_of 07:00.0))" --groups
 [[ -z $(vfpool list --groups | awk 'length > 80') ]] || fail "expected 80 columns, found $(vfpool list --groups)"
 expect_output '"version": 1' vfpool list --json
 expect_output 'vfpool_devices{pool="disk",state="leased"} 1' vfpool list --metrics

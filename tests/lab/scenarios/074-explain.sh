@@ -37,11 +37,11 @@ started_as_explained() {
         expect_driver "$address" vfio-pci
     done < <(sed -nE 's/^  (....:..:..\..)  .*(offer|bind) to vfio-pci.*/\1/p' <<<"$text")
     says "$1" "guest '$1' runs (pid $(cat "/run/libvirt/qemu/$1.pid"))" 'at its stop:'
-    sed -n '/^at its stop:/,$p' <<<"$(explained "$1")" | grep -F 'give back to' >/run/lab/promised
+    sed -n '/^at its stop:/,$p' <<<"$(explained "$1")" | grep -F 'reattach to' >/run/lab/promised
     stop "$1"
     while read -r address driver; do
         expect_driver "$address" "$driver"
-    done < <(sed -E 's/^  (....:..:..\..)  .*give back to ([^ ]+).*/\1 \2/' /run/lab/promised)
+    done < <(sed -E 's/^  (....:..:..\..)  .*reattach to ([^ ]+).*/\1 \2/' /run/lab/promised)
 }
 
 before=$(snapshot_drivers)
@@ -63,7 +63,7 @@ define_guest other "$(hostdev 02:00.1)"
 stop_libvirtd
 says 02:00.1 "    0000:02:00.0  vfio-pci   guest 'pair' has it" \
     "  leased to     guest 'pair' (active, sibling), was on e1000e" '  verdict       not free'
-says pair "guest 'pair' runs (pid $(cat /run/libvirt/qemu/pair.pid))" '  0000:02:00.1  give back to e1000e (sibling)'
+says pair "guest 'pair' runs (pid $(cat /run/libvirt/qemu/pair.pid))" '  0000:02:00.1  reattach to e1000e (sibling)'
 start_libvirtd
 refused_as_explained other "0000:02:00.1 is not free: guest 'pair' has 0000:02:00.0 of the same IOMMU group"
 stop pair
