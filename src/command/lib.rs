@@ -139,16 +139,21 @@ fn rewrite(leases: &Leases) -> Result<()> {
 }
 
 fn setup(host: &Host, log: &Log, pfs: &[String], queued: bool) -> Result<()> {
-    if queued {
-        // First: what comes while we are at work is work again.
-        Queue::Setup.take(host)?;
+    loop {
+        if queued {
+            // First: an entry that is added from now on is for the next round.
+            Queue::Setup.take(host)?;
+        }
+        let setup = Setup::new(host, log);
+        let report = if pfs.is_empty() { setup.all() } else { setup.pfs(pfs) };
+        for warning in &report.warnings {
+            complain(&format!("warning: {warning}"));
+        }
+        // A dry run leaves the queue as it is.
+        if !queued || host.is_dry() || Queue::Setup.is_empty(host)? {
+            return all(report.failures);
+        }
     }
-    let setup = Setup::new(host, log);
-    let report = if pfs.is_empty() { setup.all() } else { setup.pfs(pfs) };
-    for warning in &report.warnings {
-        complain(&format!("warning: {warning}"));
-    }
-    all(report.failures)
 }
 
 fn print_list(host: &Host, log: &Log, arguments: &ListArguments) -> Result<()> {

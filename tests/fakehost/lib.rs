@@ -14,6 +14,7 @@ mod host;
 mod libvirt;
 mod programs;
 mod run;
+mod systemd;
 pub mod tree;
 pub mod xml;
 
@@ -26,3 +27,4 @@ pub use expect::{Outcome, Snapshot};
 pub use guests::{FIRST, Guest, SECOND};
 pub use host::Host;
 pub use run::{Call, Running};
+pub use systemd::Systemd;

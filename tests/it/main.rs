@@ -37,6 +37,7 @@ mod commands {
 /// What is installed beside the programs: man pages, completion, rules, units.
 mod packaging {
     mod completion;
+    mod deb;
     mod man_pages;
     mod rhel7;
 }

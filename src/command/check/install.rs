@@ -44,10 +44,9 @@ impl Systemd {
         let daemons = DAEMONS.iter().map(|(daemon, _)| format!("{daemon}.service"));
         let services = ["vfpool-reconcile.service", "vfpool-definitions.service"];
         let units = ENABLED.iter().chain(&services).map(|unit| (*unit).to_owned()).chain(daemons);
-        let properties = ["Id", "ActiveState", "Result", "ExecReload", "StateChangeTimestamp"];
-        let properties = properties.iter().flat_map(|name| ["-p", *name]);
         let mut command = Command::new(host.path("bin/systemctl"));
-        let command = command.arg("show").args(properties).args(units).env("TZ", "UTC").env("LC_ALL", "C");
+        // Without `-p`: systemd 219 then stops at the first unit that lacks one of the properties.
+        let command = command.arg("show").args(units).env("TZ", "UTC").env("LC_ALL", "C");
         // One that does not answer is as good as none.
         let shown = command::communicate(command, b"", LIMIT);
         let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -313,7 +312,7 @@ fn units(host: &Host, systemd: &Systemd) -> Vec<Finding> {
             findings.push(failure("is not enabled", admins.join("multi-user.target.wants").join(unit), enable));
         } else if let Some(state) = systemd.property(unit, "ActiveState").filter(|state| watches && *state != "active")
         {
-            let finding = Finding::failure(ID, format!("{unit} is enabled and does not watch"));
+            let finding = Finding::failure(ID, format!("{unit} is enabled but not active"));
             findings.push(finding.shown_by(format!("systemctl: ActiveState={state}")).cured_by(enable));
         }
     }

@@ -1,6 +1,6 @@
 //! `vfpool check`: every finding, its state, and the remedy for this host.
 
-use fakehost::{Device, Host, PF, asking, definition, hostdev_at, vf};
+use fakehost::{Device, Host, PF, Systemd, asking, definition, hostdev_at, vf};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -115,7 +115,8 @@ fn carry_out(host: &Host, id: &str) {
     let is_it = |finding: &&serde_json::Value| finding["id"] == id && finding["state"] != "ok";
     let found = report["findings"].as_array().unwrap().iter().find(is_it).expect(id);
     let command = found["remedy"].as_str().unwrap().split('`').nth(1).expect("a command");
-    let status = std::process::Command::new("/bin/sh").args(["-c", command]).env("PATH", "/bin:/usr/bin").status();
+    let path = format!("{}:/bin:/usr/bin", host.path("sbin").display());
+    let status = std::process::Command::new("/bin/sh").args(["-c", command]).env("PATH", path).status();
     assert!(status.unwrap().success(), "{command}");
 }
 
@@ -573,13 +574,48 @@ fn units_that_do_not_work() {
              vfpool again with `yum reinstall -y vfpool`",
             "failure units: vfpool-reconcile.path is masked | /etc/systemd/system/vfpool-reconcile.path | Run \
              `systemctl unmask vfpool-reconcile.path && systemctl enable --now vfpool-reconcile.path`",
-            "failure units: vfpool-definitions.path is enabled and does not watch | systemctl: ActiveState=inactive | \
+            "failure units: vfpool-definitions.path is enabled but not active | systemctl: ActiveState=inactive | \
              Run `systemctl enable --now vfpool-definitions.path`",
             "warning units: The last run of vfpool-reconcile.service failed | systemctl: Result=exit-code | Read \
              `journalctl -u vfpool-reconcile.service`, mend what it tells, then run `systemctl start \
              vfpool-reconcile.service`",
         ],
     );
+}
+
+/// Each version of systemd tells of all units, and the remedy cures.
+#[test]
+fn what_systemd_tells() {
+    for version in [Systemd::V219, Systemd::Later] {
+        let host = ready();
+        host.systemctl(version);
+        let reload = "ExecReload={ path=/bin/kill ; start_time=[n/a] ; stop_time=[n/a] ; pid=0 }";
+        host.unit("libvirtd.service", &["ActiveState=active", "Result=success", reload]);
+        for unit in ["vfpool-setup.path", "vfpool-reconcile.path"] {
+            host.unit(unit, &["ActiveState=active", "Result=success"]);
+        }
+        host.unit("vfpool-definitions.path", &["ActiveState=failed", "Result=unit-start-limit-hit"]);
+        for unit in ["vfpool-setup.service", "vfpool-definitions.service"] {
+            host.unit(unit, &["ActiveState=inactive", "Result=success"]);
+        }
+        host.unit("vfpool-reconcile.service", &["ActiveState=failed", "Result=exit-code"]);
+        // The hook came after libvirtd, and systemd has reloaded it since.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let own = fs::read_link(host.path(HOOK)).unwrap();
+        fs::remove_file(host.path(HOOK)).unwrap();
+        symlink(own, host.path(HOOK)).unwrap();
+        let ids = |host: &Host| -> Vec<String> {
+            wrong(host).iter().map(|line| line.split(" | ").next().unwrap().to_owned()).collect()
+        };
+        let units = [
+            "failure units: vfpool-definitions.path is enabled but not active",
+            "warning units: The last run of vfpool-reconcile.service failed",
+        ];
+        let unknown = "failure hook: The running libvirtd does not know the hook: it looks for it only when it starts";
+        assert_eq!(ids(&host), [&[unknown][..], &units].concat(), "{version:?}");
+        carry_out(&host, "hook");
+        assert_eq!(ids(&host), units, "{version:?}");
+    }
 }
 
 #[test]

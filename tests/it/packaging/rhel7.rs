@@ -2,6 +2,7 @@
 
 use fakehost::{Device, Host, NVME, PF, asking, domain_with};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const VF: &str = "0000:01:10.0";
@@ -200,7 +201,7 @@ fn a_release_without_a_reason_is_as_one_with() {
 fn systemd_219_reads_the_units() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
     let known = [
-        ("Unit", &["Description", "Documentation", "Before", "After"][..]),
+        ("Unit", &["Description", "Documentation", "Before", "After", "Wants"][..]),
         ("Service", &["Type", "ExecStartPre", "ExecStart", "TimeoutStartSec", "StartLimitInterval"]),
         ("Path", &["PathChanged", "DirectoryNotEmpty"]),
         ("Install", &["WantedBy"]),
@@ -224,7 +225,7 @@ fn systemd_219_reads_the_units() {
         }
         units += 1;
     }
-    assert_eq!(units, 6);
+    assert_eq!(units, 7);
     let tmpfiles = fs::read_to_string(folder.join("tmpfiles.conf")).unwrap();
     for line in tmpfiles.lines().filter(|line| !line.starts_with('#')) {
         let fields: Vec<&str> = line.split(' ').collect();
@@ -233,4 +234,131 @@ fn systemd_219_reads_the_units() {
             "{line}"
         );
     }
+}
+
+/// A unit file: section by section, as written.
+struct Unit(Vec<(String, String)>);
+
+impl Unit {
+    /// Reads a unit; of an instance, its template.
+    fn read(name: &str) -> Self {
+        let (file, instance) = match name.split_once('@') {
+            Some((prefix, rest)) => (format!("{prefix}@.service"), rest.trim_end_matches(".service")),
+            None => (name.to_owned(), ""),
+        };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd").join(file);
+        let text = fs::read_to_string(&path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()));
+        let lines = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='));
+        Self(lines.map(|(key, value)| (key.to_owned(), value.replace("%i", instance))).collect())
+    }
+
+    fn all(&self, key: &str) -> Vec<&str> {
+        self.0.iter().filter(|(name, _)| name == key).map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// Carries out its commands on the host.
+    fn run(&self, host: &Host) {
+        for line in self.all("ExecStart") {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words.as_slice() {
+                ["/usr/sbin/vfpool", arguments @ ..] => drop(host.vfpool(arguments).ok()),
+                ["/bin/touch", "-c", path] => {
+                    let path = host.path(path.trim_start_matches('/'));
+                    let touched = std::process::Command::new("/bin/touch").arg("-c").arg(path).status().unwrap();
+                    assert!(touched.success());
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// How a path unit treats an entry that is added while its service works.
+/// Source: systemd v219 `src/core/path.c`, `path_dispatch_io` (the start that the entry causes is merged into the running one,
+/// and the event is forgotten), `path_trigger_notify` (so nothing is looked at when the service ends); later versions look.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Rule {
+    Systemd219,
+    Later,
+}
+
+/// Plays systemd with one of our queues, from its first entry until nothing is started any more. `late` is called once, when
+/// the service has done its work and systemd does not know it yet. Returns how often the service ran.
+fn play(host: &Host, rule: Rule, kind: &str, has_requeue: bool, late: impl FnOnce()) -> usize {
+    let folder = host.path(&format!("run/vfpool/queue/{kind}"));
+    let is_empty = || fs::read_dir(&folder).unwrap().next().is_none();
+    let attributes = || fs::metadata(&folder).unwrap().ctime_nsec();
+    let name = format!("vfpool-{kind}.service");
+    let service = Unit::read(&name);
+    let (mut late, mut runs, mut is_started) = (Some(late), 0, true);
+    while is_started {
+        service.run(host);
+        runs += 1;
+        late.take().into_iter().for_each(|late| late());
+        is_started = rule == Rule::Later && !is_empty();
+        let has_ended = !is_started;
+        for wanted in service.all("Wants").into_iter().filter(|_| has_requeue && has_ended) {
+            let wanted = Unit::read(wanted);
+            assert_eq!(wanted.all("After"), [name.as_str()], "it comes after the service has ended");
+            assert_eq!((wanted.all("Type"), wanted.all("StartLimitInterval")), (vec!["oneshot"], vec!["0"]));
+            let before = attributes();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            wanted.run(host);
+            // IN_ATTRIB: the path unit looks at the folder.
+            is_started |= attributes() != before && !is_empty();
+        }
+    }
+    runs
+}
+
+#[test]
+fn what_is_queued_while_a_service_works_is_done() {
+    for (rule, has_requeue, runs) in
+        [(Rule::Systemd219, true, 2), (Rule::Later, true, 2), (Rule::Later, false, 2), (Rule::Systemd219, false, 1)]
+    {
+        let case = format!("{rule:?}, requeue: {has_requeue}");
+        // A second PF appears.
+        let host = host(old_kernel);
+        host.move_to(PF, Some("igb"));
+        host.netdev(PF, "eth3", false, &[]);
+        fs::remove_file(host.path("etc/vfpool/pools.d/disks.xml")).unwrap();
+        host.put(&format!("run/vfpool/queue/setup/{PF}"), "");
+        let appears = || {
+            host.move_to(NVME, Some("nvme"));
+            host.pool("disks", "<pf address='06:00.0'/>");
+            host.udev(&[NVME]).ok_silently();
+        };
+        assert_eq!(play(&host, rule, "setup", has_requeue, appears), runs, "{case}");
+        assert_eq!(host.driver(VF).as_deref(), Some("vfio-pci"), "{case}");
+        let is_done = host.driver("0000:06:00.1").as_deref() == Some("vfio-pci");
+        // Without our unit, 219 loses it.
+        assert_eq!(is_done, runs == 2, "{case}");
+
+        // A guest stops when another one has just been looked at.
+        host.define("web", &asking("web", VF));
+        host.put("run/vfpool/queue/reconcile/guest web", "");
+        let late = || host.put("run/vfpool/queue/reconcile/guest db", "");
+        assert_eq!(play(&host, rule, "reconcile", has_requeue, late), runs, "{case}");
+        assert_eq!(host.recorded("queue/reconcile").len(), 2 - runs, "{case}");
+    }
+}
+
+/// What is queued while `vfpool setup` is at work needs no further start.
+#[test]
+fn setup_looks_at_its_queue_again() {
+    let host = host(old_kernel);
+    host.move_to(PF, Some("igb"));
+    host.netdev(PF, "eth3", false, &[]);
+    host.put(&format!("run/vfpool/queue/setup/{PF}"), "");
+    host.faults("write hang sriov_numvfs 2");
+    let setup = host.command(&["setup", "--queued"]).spawn();
+    while !host.recorded("queue/setup").is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    host.move_to(NVME, Some("nvme"));
+    host.udev(&[NVME]).ok_silently();
+    host.faults("");
+    setup.wait();
+    assert_eq!(host.recorded("queue/setup"), [""; 0]);
+    assert_eq!(host.driver("0000:06:00.1").as_deref(), Some("vfio-pci"));
 }

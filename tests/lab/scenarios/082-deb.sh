@@ -39,6 +39,19 @@ dpkg --remove vfpool
 ! systemctl --quiet is-active $units || fail "units are left"
 expect_fails "is not viable" virsh start demo
 grep -q mine /etc/vfpool/host.xml
+
+# Installed again after a removal: as the first time. An upgrade leaves alone what the admin has removed.
+rm -f /run/lab/setup && mkdir -p /etc/systemd/system/vfpool-setup.service.d
+printf "[Service]\nExecStartPost=/bin/touch /run/lab/setup\n" >/etc/systemd/system/vfpool-setup.service.d/lab.conf
+dpkg --install /run/lab/vfpool.deb
+[[ $(readlink /etc/libvirt/hooks/qemu) == /usr/sbin/vfpool-hook ]] || fail "the hook is not back"
+wait_until 30 test -e /run/lab/setup
+rm -r /etc/systemd/system/vfpool-setup.service.d
+vfpool hook remove
+systemctl --quiet disable --now vfpool-definitions.path
+dpkg --install /run/lab/vfpool.deb
+[[ ! -e /etc/libvirt/hooks/qemu && ! -L /etc/libvirt/hooks/qemu ]] || fail "the hook is back"
+! systemctl --quiet is-active vfpool-definitions.path || fail "vfpool-definitions.path: expected still stopped"
 dpkg --purge vfpool
 ! ls -d /etc/vfpool /etc/systemd/system/*/vfpool* 2>/dev/null || fail "configuration is left"
 [[ $(pidof libvirtd) == $(</run/lab/libvirtd) ]] || fail "libvirtd was started again"
