@@ -474,12 +474,12 @@ after_install() {
 }
 
 enable_units() {
-    local file
-    for file in /usr/lib/systemd/system/vfpool*; do
-        [[ -e $file ]] || continue
-        systemctl --quiet preset "${file##*/}"
-        [[ $file != *.path ]] || systemctl start "${file##*/}"
-    done
+    local -a units paths
+    units=(/usr/lib/systemd/system/vfpool*)
+    paths=(/usr/lib/systemd/system/vfpool*.path)
+    [[ -e ${units[0]} ]] || return 0
+    systemctl --quiet preset "${units[@]##*/}"
+    systemctl start "${paths[@]##*/}"
 }
 
 scenario_began=$EPOCHSECONDS
