@@ -10,7 +10,7 @@ reload_libvirtd
 systemctl --quiet disable vfpool-reconcile.path
 cure failure units 'vfpool-reconcile.path is not enabled'
 systemctl stop vfpool-definitions.path
-cure failure units 'vfpool-definitions.path is enabled and does not watch'
+cure failure units 'vfpool-definitions.path is enabled but not active'
 systemctl --quiet disable --now vfpool-setup.path
 systemctl --quiet mask vfpool-setup.path
 cure failure units 'vfpool-setup.path is masked'
