@@ -9,6 +9,7 @@ pub mod guard;
 pub mod hooks;
 pub mod libvirt;
 pub mod log;
+pub mod memory;
 pub mod open_files;
 pub mod parked;
 pub mod paths;

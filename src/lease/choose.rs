@@ -7,7 +7,7 @@ use crate::life::{Life, reservation};
 use crate::stop::Occasion;
 use host::config::pool::{OnBusy, Pool};
 use host::parked::Parked;
-use host::pci::sysfs;
+use host::pci::sysfs::{self, PciView};
 use host::queue::Queue;
 use model::address::PciAddress;
 use model::domain::{Assigned, Domain, Hostdev};
@@ -148,7 +148,7 @@ impl Leases<'_> {
     }
 
     /// Why devices are none of the pool that they are asked from.
-    pub(super) fn not_members(&self, assigned: &[Assigned]) -> Result<BTreeMap<PciAddress, Error>> {
+    pub(super) fn not_members(&self, assigned: &[Assigned], pci: &dyn PciView) -> Result<BTreeMap<PciAddress, Error>> {
         let mut not_members = BTreeMap::new();
         for Assigned { address, pool, .. } in assigned {
             let Some(name) = pool else { continue };
@@ -156,8 +156,7 @@ impl Leases<'_> {
                 Err(error) => _ = not_members.insert(*address, error),
                 Ok(pool) => {
                     // One that is not there is refused for that.
-                    if sysfs::identity(self.host, *address)?.is_some_and(|device| !pool.has_member(self.host, &device))
-                    {
+                    if pci.identity(*address)?.is_some_and(|device| !pool.has_member(pci, &device)) {
                         not_members.insert(
                             *address,
                             Error::new(format!("{address} is no device of pool '{name}' on this host")),

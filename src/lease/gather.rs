@@ -3,9 +3,8 @@
 
 use crate::Leases;
 use crate::life::Life;
-use host::guard;
-use host::libvirt::runtime;
-use host::pci::sysfs;
+use crate::view::View;
+use host::pci::sysfs::{self, PciView};
 use model::address::{PciAddress, PciId};
 use model::domain::Assigned;
 use model::error::{Error, Result};
@@ -13,9 +12,6 @@ use model::host_use::HostUse;
 use model::lease::{Lease, LeaseState};
 use model::plan::{Function, Owner, OwnerState, Scene};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// How leases are read.
-type ReadLease<'a> = &'a dyn Fn(&str) -> Result<Option<Lease>>;
 
 /// The facts about one guest's start.
 pub(super) struct Facts<'a> {
@@ -30,22 +26,22 @@ pub(super) struct Facts<'a> {
 
 impl<'a> Facts<'a> {
     /// Those that are found out without the lock.
-    pub(super) fn new(leases: &'a Leases, guest: &'a str, assigned: &'a [Assigned]) -> Result<Self> {
+    pub(super) fn new(leases: &'a Leases, guest: &'a str, assigned: &'a [Assigned], view: &View) -> Result<Self> {
         let facts = Self {
             leases,
             guest,
             assigned,
-            not_members: leases.not_members(assigned)?,
+            not_members: leases.not_members(assigned, &view.pci)?,
             uses: BTreeMap::new(),
             recovered: BTreeSet::new(),
         };
-        facts.expect_answers()?;
+        facts.expect_answers(view)?;
         Ok(facts)
     }
 
-    /// All that decides, as it is now.
-    pub(super) fn scene(&self, leases: ReadLease) -> Result<Scene<'_>> {
-        let (functions, missing) = self.functions(leases)?;
+    /// All that decides, in this view.
+    pub(super) fn scene(&self, view: &View) -> Result<Scene<'_>> {
+        let (functions, missing) = self.functions(view)?;
         Ok(Scene {
             assigned: self.assigned,
             functions,
@@ -57,34 +53,35 @@ impl<'a> Facts<'a> {
         })
     }
 
-    /// Finds out what the host uses of a device.
-    pub(super) fn find_use(&mut self, address: PciAddress) -> Result<()> {
-        let need = guard::of(self.leases.host, address, self.leases.settings.deadline())
-            .map_err(|error| error.during(format_args!("Cannot find out whether the host uses {address}")))?;
-        self.uses.insert(address, need);
+    /// Finds out what the host uses these devices for.
+    pub(super) fn find_uses(&mut self, addresses: Vec<PciAddress>, view: &View) -> Result<()> {
+        self.uses.extend(view.uses(addresses)?);
         Ok(())
     }
 
     /// Under the lock, drivers are asked about devices. That a driver which hangs does not hang everybody is found out
     /// before. What others own is not asked about, and vfio-pci has nothing to hang on.
-    fn expect_answers(&self) -> Result<()> {
+    fn expect_answers(&self, view: &View) -> Result<()> {
+        let mut members = BTreeSet::new();
         for wanted in self.assigned {
-            let group = sysfs::identity(self.leases.host, wanted.address)?.and_then(|device| device.group);
-            for member in group.map_or(Ok(Vec::new()), |group| sysfs::group_members(self.leases.host, group))? {
-                let is_theirs = self.leases.store.owner(member)?.is_some_and(|owner| owner != self.guest);
-                match sysfs::identity(self.leases.host, member)? {
-                    Some(device) if !is_theirs && device.on_host_driver() && !device.is_bridge() => {
-                        sysfs::expect_answer(self.leases.host, &device, self.leases.settings.deadline())?;
-                    }
-                    _ => {}
+            if let Some(group) = view.pci.identity(wanted.address)?.and_then(|device| device.group) {
+                members.extend(view.pci.group_members(group)?);
+            }
+        }
+        for member in members {
+            let is_theirs = view.owner(member)?.is_some_and(|owner| owner != self.guest);
+            match view.pci.identity(member)? {
+                Some(device) if !is_theirs && device.on_host_driver() && !device.is_bridge() => {
+                    sysfs::expect_answer(self.leases.host, &device, self.leases.settings.deadline())?;
                 }
+                _ => {}
             }
         }
         Ok(())
     }
 
     /// The functions that a guest's start could touch, with their owners, and who owns what is missing.
-    fn functions(&self, leases: ReadLease) -> Result<(BTreeMap<PciAddress, Function>, BTreeMap<PciAddress, Owner>)> {
+    fn functions(&self, view: &View) -> Result<(BTreeMap<PciAddress, Function>, BTreeMap<PciAddress, Owner>)> {
         let (mut functions, mut missing) = (BTreeMap::new(), BTreeMap::new());
         let mut open: Vec<PciAddress> = self.assigned.iter().map(|device| device.address).collect();
         let mut groups = BTreeSet::new();
@@ -92,21 +89,21 @@ impl<'a> Facts<'a> {
             if functions.contains_key(&address) {
                 continue;
             }
-            let Some(device) = sysfs::identity(self.leases.host, address)? else {
-                let owner = self.owner(address, None, leases)?;
+            let Some(device) = view.pci.identity(address)? else {
+                let owner = self.owner(address, None, view)?;
                 missing.extend(owner.map(|owner| (address, owner)));
                 continue;
             };
-            let owner = self.owner(address, Some(device.id), leases)?;
+            let owner = self.owner(address, Some(device.id), view)?;
             // A driver may hang while it has to do with a device that another guest owns; so nothing is asked of it.
             let is_ours =
                 owner.as_ref().is_none_or(|owner| matches!(owner.state, OwnerState::Ourselves | OwnerState::Stuck));
-            let device = if is_ours { sysfs::device(self.leases.host, address)?.unwrap_or(device) } else { device };
+            let device = if is_ours { view.pci.device(address)?.unwrap_or(device) } else { device };
             let is_assigned = self.assigned.iter().any(|device| device.address == address);
             if let Some(group) = device.group.filter(|group| is_assigned && groups.insert(*group)) {
-                open.extend(sysfs::group_members(self.leases.host, group)?);
+                open.extend(view.pci.group_members(group)?);
             }
-            open.extend(sysfs::vfs_of(self.leases.host, address)?);
+            open.extend(view.pci.vfs_of(address)?);
             functions.insert(address, Function { device, owner });
         }
         Ok((functions, missing))
@@ -114,24 +111,23 @@ impl<'a> Facts<'a> {
 
     /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is. A reservation that was
     /// not used in time counts no more, and uses no other guest's turn: two guests may want each other's.
-    fn owner(&self, address: PciAddress, id: Option<PciId>, leases: ReadLease) -> Result<Option<Owner>> {
+    fn owner(&self, address: PciAddress, id: Option<PciId>, view: &View) -> Result<Option<Owner>> {
         let record = |lease: &Lease| lease.held(address).filter(|held| id.is_none_or(|id| held.id == id)).cloned();
-        let Some(owner) = self.leases.store.owner(address)? else { return Ok(None) };
-        let lease = leases(&owner)?;
+        let Some(owner) = view.owner(address)? else { return Ok(None) };
+        let lease = view.lease(&owner)?;
         if owner == self.guest {
             let held = lease.as_ref().and_then(record);
             return Ok(held.map(|held| Owner { guest: owner, state: OwnerState::Ourselves, held: Some(held) }));
         }
         let Some(lease) = lease else {
             // The lease was lost. Only the guest itself can still need the device.
-            let runs = runtime::qemu(self.leases.host, &owner).is_some();
-            return Ok(runs.then_some(Owner { guest: owner, state: OwnerState::InUse, held: None }));
+            return Ok(view.is_running(&owner).then_some(Owner { guest: owner, state: OwnerState::InUse, held: None }));
         };
         // What a dry run has given back is still on record.
         if lease.is_over(self.leases.host) || self.leases.host.is_dry() && self.recovered.contains(&owner) {
             return Ok(None);
         }
-        let state = if lease.is_in_use(self.leases.host, &owner) {
+        let state = if view.is_in_use(&owner, &lease) {
             OwnerState::InUse
         } else if !self.recovered.contains(&owner) {
             OwnerState::Gone

@@ -16,6 +16,7 @@ mod release;
 mod start;
 mod stop;
 pub mod vfs;
+mod view;
 
 use crate::availability::Availability;
 use crate::life::Life;

@@ -5,6 +5,7 @@ use crate::Leases;
 use crate::choose::missing_devices;
 use crate::gather::Facts;
 use crate::life::Life;
+use crate::view::View;
 use host::pci::sysfs;
 use model::address::PciAddress;
 use model::device::PciDevice;
@@ -57,9 +58,10 @@ impl Leases<'_> {
         let own = if guest.is_empty() { None } else { self.store.look(guest)? };
         let is_left = own.is_some_and(|lease| lease.state != LeaseState::Reserved);
         let mut left_by = if is_left { vec![guest.to_owned()] } else { Vec::new() };
-        let mut facts = Facts::new(self, guest, assigned)?;
+        let view = View::new(self);
+        let mut facts = Facts::new(self, guest, assigned, &view)?;
         loop {
-            let mut scene = facts.scene(&|guest| self.store.look(guest))?;
+            let mut scene = facts.scene(&view)?;
             for gone in &left_by {
                 if !self.suppose_reattached(&mut scene, gone, gone == guest)? {
                     return Ok(Preview { left_by, taken: None });
@@ -70,7 +72,7 @@ impl Leases<'_> {
                     let taken = Some(self.steps(guest, held, &scene));
                     return Ok(Preview { left_by, taken });
                 }
-                Answer::FindUse(address) => facts.find_use(address)?,
+                Answer::FindUses(addresses) => facts.find_uses(addresses, &view)?,
                 Answer::Recover(gone) if left_by.contains(&gone) => return Ok(Preview { left_by, taken: None }),
                 Answer::Recover(gone) => left_by.push(gone),
             }

@@ -4,6 +4,7 @@ use crate::Leases;
 use crate::gather::Facts;
 use crate::records::{Locked, Turn};
 use crate::stop::Occasion;
+use crate::view::View;
 use host::libvirt::runtime;
 use model::domain::Assigned;
 use model::error::{Error, Result};
@@ -42,19 +43,27 @@ impl Leases<'_> {
         assigned: &[Assigned],
         make: impl Fn(Vec<HeldDevice>) -> Lease,
     ) -> Result<Vec<HeldDevice>, Refusal> {
-        let mut facts = Facts::new(self, guest, assigned)?;
+        let before = View::new(self);
+        let mut facts = Facts::new(self, guest, assigned, &before)?;
+        // What the host uses takes long to find out. What has changed under the lock is asked again.
+        let asked = facts.scene(&before).map(|scene| plan(&scene));
+        if let Ok(Ok(Answer::FindUses(addresses))) = asked {
+            facts.find_uses(addresses, &before)?;
+        }
+        drop(before);
         // Kept to the end, so that nobody else gives back what we are about to take over.
         let mut turns = Vec::new();
         loop {
             let locked = self.store.lock()?;
-            match plan(&facts.scene(&|guest| locked.lease(guest))?)? {
+            let answer = plan(&facts.scene(&View::locked(self, &locked))?)?;
+            match answer {
                 Answer::Take(devices) => {
                     write_new(guest, &make, &devices, &locked)?;
                     return Ok(devices);
                 }
-                Answer::FindUse(address) => {
+                Answer::FindUses(addresses) => {
                     drop(locked);
-                    facts.find_use(address)?;
+                    facts.find_uses(addresses, &View::new(self))?;
                 }
                 Answer::Recover(other) => {
                     drop(locked);

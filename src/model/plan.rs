@@ -21,7 +21,7 @@ pub struct Scene<'a> {
     pub functions: BTreeMap<PciAddress, Function>,
     /// Who owns functions that are asked for and not there: VFs go with a PF that another guest has.
     pub missing: BTreeMap<PciAddress, Owner>,
-    /// What the host uses of a device, as far as it has been asked.
+    /// What the host uses each device for, as far as that has been asked.
     pub uses: &'a BTreeMap<PciAddress, Option<HostUse>>,
     /// The admin's settings.
     pub settings: &'a Settings,
@@ -71,8 +71,8 @@ pub enum OwnerState {
 pub enum Answer {
     /// Record this and take these, in this order; the last ones go first back.
     Take(Vec<HeldDevice>),
-    /// Find out what the host uses of this device, and ask again.
-    FindUse(PciAddress),
+    /// Find out what the host uses these devices for, all at once, and ask again.
+    FindUses(Vec<PciAddress>),
     /// Give back what this gone guest left, and ask again.
     Recover(String),
 }
@@ -138,16 +138,20 @@ pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
             }
         }
     }
+    let mut unknown = Vec::new();
     for take in &taken {
         if scene.wants_guard(take) {
             match scene.uses.get(&take.function.device.address) {
-                None => return Ok(Answer::FindUse(take.function.device.address)),
+                None => unknown.push(take.function.device.address),
                 Some(Some(need)) if need.is_vital() || take.role != Role::Managed => {
                     return Err(about(take.reason)(scene.refuse_needed(take, need)));
                 }
                 Some(_) => {}
             }
         }
+    }
+    if !unknown.is_empty() {
+        return Ok(Answer::FindUses(unknown));
     }
     Ok(Answer::Take(taken.iter().map(Take::record).collect()))
 }

@@ -229,7 +229,7 @@ impl Listing {
             Err(error) => (Settings::default(), Some(error)),
         };
         let store = Records::new(host, log);
-        let snapshot = Snapshot::new(host);
+        let snapshot = Snapshot::of_all(host);
         let availability = Availability::of_all(&snapshot, &store, &settings)?;
         let mut view = View {
             host,

@@ -27,16 +27,7 @@ use tree::{Below, all_below};
 /// # Errors
 /// What cannot be found out is an error: a device is taken only if it is known to be free.
 pub fn of(host: &Host, address: PciAddress, limit: Duration) -> Result<Option<HostUse>> {
-    let folder = host.device(address);
-    let guard = Guard::new(host, limit);
-    if sysfs::is_on_vfio(&folder)? {
-        if let Some(group) = files::link_number(&folder.join("iommu_group"))? {
-            return guard.in_vfio(group);
-        }
-    }
-    let mut below = Below::default();
-    below.search(&folder, 0)?;
-    guard.of_below(&below)
+    Guard::new(host, limit).of(address)
 }
 
 /// The need that says most: a vital one, if there is any.
@@ -81,6 +72,19 @@ impl<'a> Guard<'a> {
             swaps: OnceCell::new(),
             holders: OnceCell::new(),
         }
+    }
+
+    /// As the function [`of`], for several devices.
+    pub fn of(&self, address: PciAddress) -> Result<Option<HostUse>> {
+        let folder = self.host.device(address);
+        if sysfs::is_on_vfio(&folder)? {
+            if let Some(group) = files::link_number(&folder.join("iommu_group"))? {
+                return self.in_vfio(group);
+            }
+        }
+        let mut below = Below::default();
+        below.search(&folder, 0)?;
+        self.of_below(&below)
     }
 
     /// As [`of`], for a caller that asks about many devices and decides nothing: looks at all interfaces and disks of the host

@@ -1,22 +1,25 @@
-//! One look at a host's functions: whatever is asked, and how often, each attribute is read once.
+//! One reading of a host's functions: whatever is asked, and how often, each attribute is read once.
 
+use crate::memory::Memory;
 use crate::paths::Host;
-use crate::pci::sysfs::{PciView, functions, group_of, identity_in};
+use crate::pci::sysfs::{self, PciView, functions, group_of, identity_in, with_driver_state};
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::error::Result;
 use once_cell::unsync::OnceCell;
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::hash::Hash;
 
-/// Functions as they were when they were first asked for. For a command that reads and ends; what changes devices looks at
+/// Functions as they were when they were first asked for. What changes devices takes a new one afterwards, or looks at
 /// the [`Host`] itself.
 pub struct Snapshot<'a> {
     host: &'a Host,
+    identities: Memory<PciAddress, Result<Option<PciDevice>>>,
     devices: Memory<PciAddress, Result<Option<PciDevice>>>,
-    groups: OnceCell<Groups>,
+    vfs: Memory<PciAddress, Result<Vec<PciAddress>>>,
+    members: Memory<u32, Result<Vec<PciAddress>>>,
     netdevs: Memory<String, Option<PciAddress>>,
+    /// For a snapshot of all functions.
+    groups: Option<OnceCell<Groups>>,
 }
 
 /// The groups of all functions, and the functions of each group: to list the folder of each group would cost more.
@@ -26,16 +29,28 @@ struct Groups {
     members: HashMap<u32, Vec<PciAddress>>,
 }
 
-type Memory<K, V> = RefCell<HashMap<K, V>>;
-
 impl<'a> Snapshot<'a> {
-    /// A look at this host, which begins with the first question.
+    /// A snapshot of the few functions that are asked for.
     pub fn new(host: &'a Host) -> Self {
-        Self { host, devices: Memory::default(), groups: OnceCell::new(), netdevs: Memory::default() }
+        Self {
+            host,
+            identities: Memory::default(),
+            devices: Memory::default(),
+            vfs: Memory::default(),
+            members: Memory::default(),
+            netdevs: Memory::default(),
+            groups: None,
+        }
     }
 
-    fn groups(&self) -> Result<&Groups> {
-        self.groups.get_or_try_init(|| {
+    /// A snapshot of which most functions of the host will be asked for.
+    pub fn of_all(host: &'a Host) -> Self {
+        Self { groups: Some(OnceCell::new()), ..Self::new(host) }
+    }
+
+    fn groups(&self) -> Result<Option<&Groups>> {
+        let Some(cell) = &self.groups else { return Ok(None) };
+        let groups = cell.get_or_try_init(|| {
             let mut groups = Groups::default();
             for address in functions(self.host)? {
                 if let Some(group) = group_of(self.host, address)? {
@@ -44,17 +59,9 @@ impl<'a> Snapshot<'a> {
                 }
             }
             Ok(groups)
-        })
+        });
+        groups.map(Some)
     }
-}
-
-fn remembered<K: Eq + Hash, V: Clone>(memory: &Memory<K, V>, key: K, read: impl FnOnce(&K) -> V) -> V {
-    if let Some(known) = memory.borrow().get(&key) {
-        return known.clone();
-    }
-    let value = read(&key);
-    memory.borrow_mut().insert(key, value.clone());
-    value
 }
 
 impl PciView for Snapshot<'_> {
@@ -63,17 +70,38 @@ impl PciView for Snapshot<'_> {
     }
 
     fn identity(&self, address: PciAddress) -> Result<Option<PciDevice>> {
-        remembered(&self.devices, address, |address| {
-            identity_in(self.host, *address, || Ok(self.groups()?.of.get(address).copied()))
+        self.identities.get(address, |address| {
+            identity_in(self.host, *address, || match self.groups()? {
+                Some(groups) => Ok(groups.of.get(address).copied()),
+                None => group_of(self.host, *address),
+            })
+        })
+    }
+
+    fn device(&self, address: PciAddress) -> Result<Option<PciDevice>> {
+        self.devices.get(address, |address| {
+            let device = self.identity(*address)?;
+            device.map(|device| with_driver_state(self.host, device)).transpose()
         })
     }
 
     fn group_members(&self, group: u32) -> Result<Vec<PciAddress>> {
-        Ok(self.groups()?.members.get(&group).cloned().unwrap_or_default())
+        match self.groups()? {
+            Some(groups) => Ok(groups.members.get(&group).cloned().unwrap_or_default()),
+            None => self.members.get(group, |group| sysfs::group_members(self.host, *group)),
+        }
+    }
+
+    fn vfs_of(&self, pf: PciAddress) -> Result<Vec<PciAddress>> {
+        self.vfs.get(pf, |pf| match self.physfn(*pf)? {
+            // A VF has no VFs of its own.
+            Some(_) => Ok(Vec::new()),
+            None => sysfs::vfs_of(self.host, *pf),
+        })
     }
 
     fn function_of(&self, netdev: &str) -> Option<PciAddress> {
-        remembered(&self.netdevs, netdev.to_owned(), |netdev| self.host.function_of(netdev))
+        self.netdevs.get(netdev.to_owned(), |netdev| self.host.function_of(netdev))
     }
 
     fn physfn(&self, address: PciAddress) -> Result<Option<PciAddress>> {

@@ -26,8 +26,14 @@ pub trait PciView {
     /// As [`identity`].
     fn identity(&self, address: PciAddress) -> Result<Option<PciDevice>>;
 
+    /// As [`device`].
+    fn device(&self, address: PciAddress) -> Result<Option<PciDevice>>;
+
     /// As [`group_members`].
     fn group_members(&self, group: u32) -> Result<Vec<PciAddress>>;
+
+    /// As [`vfs_of`].
+    fn vfs_of(&self, pf: PciAddress) -> Result<Vec<PciAddress>>;
 
     /// As [`function_of`].
     fn function_of(&self, netdev: &str) -> Option<PciAddress>;
@@ -45,8 +51,16 @@ impl PciView for Host {
         identity(self, address)
     }
 
+    fn device(&self, address: PciAddress) -> Result<Option<PciDevice>> {
+        device(self, address)
+    }
+
     fn group_members(&self, group: u32) -> Result<Vec<PciAddress>> {
         group_members(self, group)
+    }
+
+    fn vfs_of(&self, pf: PciAddress) -> Result<Vec<PciAddress>> {
+        vfs_of(self, pf)
     }
 
     fn function_of(&self, netdev: &str) -> Option<PciAddress> {
@@ -74,18 +88,24 @@ fn gives_to_vfio(driver: Option<&str>, folder: &Path) -> bool {
 /// The kernel shows `driver_override` and the SR-IOV attributes only when no call into the device's driver is under way: of a
 /// driver that hangs, use [`identity`].
 pub fn device(host: &Host, address: PciAddress) -> Result<Option<PciDevice>> {
-    let Some(device) = identity(host, address)? else { return Ok(None) };
-    let folder = host.device(address);
-    Ok(Some(PciDevice {
+    identity(host, address)?.map(|device| with_driver_state(host, device)).transpose()
+}
+
+/// The same function with what waits for its driver: its override and its VFs.
+pub(super) fn with_driver_state(host: &Host, device: PciDevice) -> Result<PciDevice> {
+    let folder = host.device(device.address);
+    // A VF has no VFs of its own.
+    let sriov = |name: &str| if device.physfn.is_some() { Ok(None) } else { read_optional(&folder.join(name)) };
+    Ok(PciDevice {
         driver_override: read_optional(&folder.join("driver_override"))?
             .map(|text| Some(text).filter(|text| !text.is_empty() && text != "(null)")),
-        numvfs: match read_optional(&folder.join("sriov_numvfs"))? {
+        numvfs: match sriov("sriov_numvfs")? {
             Some(text) => number(&folder.join("sriov_numvfs"), &text)?,
             None => 0,
         },
-        drivers_autoprobe: read_optional(&folder.join("sriov_drivers_autoprobe"))?.map(|text| text != "0"),
+        drivers_autoprobe: sriov("sriov_drivers_autoprobe")?.map(|text| text != "0"),
         ..device
-    }))
+    })
 }
 
 /// What can be told of a function without waiting for its driver: all but its override and its VFs.

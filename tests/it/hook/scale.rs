@@ -1,7 +1,8 @@
 //! What a start costs on a host with many devices and many guests: as much as on a small one.
 
 use crate::hook::races::fast;
-use fakehost::{Host, asking, vf};
+use fakehost::{Device, Host, asking, domain_with, vf};
+use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -68,4 +69,61 @@ fn a_start_costs_as_much_with_4096_devices_and_1000_guests_as_with_8_devices() {
         ratios.push(ratio());
     }
     assert!(ratios.iter().any(|ratio| *ratio <= 1.5), "{ratios:?}");
+}
+
+/// The files that a call of the hook opens, and the links that it reads, each with how often.
+fn opened_by(host: &Host, call: impl FnOnce()) -> BTreeMap<String, usize> {
+    host.put("opened", "");
+    call();
+    let opened = host.get("opened").unwrap();
+    std::fs::remove_file(host.path("opened")).unwrap();
+    let mut counts = BTreeMap::new();
+    for file in opened.lines() {
+        *counts.entry(file.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+/// No attribute of a PCI function is read more often than that.
+fn expect_reads(opened: &BTreeMap<String, usize>, most: usize) {
+    for (file, count) in opened.iter().filter(|(file, _)| file.starts_with("sys/bus/pci/devices/")) {
+        assert!(*count <= most, "{file} is read {count} times: {opened:#?}");
+    }
+}
+
+#[test]
+fn a_start_reads_each_device_once_before_the_lock_once_under_it_and_once_when_it_is_detached() {
+    let host = Host::with_vfs(2);
+    (0..2).for_each(|number| host.move_to(&vf(number), Some("vfio-pci")));
+    let opened = opened_by(&host, || _ = host.prepare("web", &asking("web", &vf(0))).ok());
+    expect_reads(&opened, 3);
+    let total: usize = opened.values().sum();
+    println!("a pooled VF: {total} files and links");
+    assert!(total <= 40, "{total}: {opened:#?}");
+}
+
+#[test]
+fn the_cost_of_a_group_grows_with_its_size_and_not_faster() {
+    let count = |size: usize| {
+        let host = Host::new();
+        let addresses: Vec<String> = (0..size).map(|function| format!("0000:02:00.{function}")).collect();
+        for address in &addresses {
+            host.add(Device::new(address).group(8).driver("e1000e"));
+        }
+        let opened = opened_by(&host, || _ = host.prepare("web", &domain_with("web", &[&addresses[0]])).ok());
+        // The driver and the override also by whoever asks the driver, guards, writes and waits.
+        expect_reads(&opened, 5);
+        let is_fixed = |file: &str| ["vendor", "config", "iommu_group"].iter().any(|name| file.ends_with(name));
+        expect_reads(
+            &opened.iter().filter(|(file, _)| is_fixed(file)).map(|(file, count)| (file.clone(), *count)).collect(),
+            3,
+        );
+        let total = opened.values().sum::<usize>();
+        println!("a group of {size}: {total} files and links");
+        total
+    };
+    let counts = [1, 2, 4, 8].map(count);
+    assert!(counts[3] <= 400, "{counts:?}");
+    let growth = (counts[2] - counts[1]) / 2;
+    assert!(counts[3] - counts[2] <= 4 * growth + 8, "{counts:?}");
 }

@@ -20,7 +20,7 @@ pub(crate) mod file;
 
 use crate::files;
 use crate::paths::Host;
-use crate::pci::sysfs::{self, PciView};
+use crate::pci::sysfs::PciView;
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::error::{Error, Result};
@@ -364,7 +364,7 @@ impl Pool {
 
     /// The VFs of one of its PFs that are members.
     pub fn vfs(&self, look: &dyn PciView, pf: &Pf, errors: &mut Vec<Error>) -> Result<Vec<PciAddress>> {
-        let mut vfs = sysfs::vfs_of(look.host(), pf.address)?;
+        let mut vfs = look.vfs_of(pf.address)?;
         // An earlier pool may have single ones.
         vfs.retain(|vf| match self.earlier.iter().find(|line| line.is_function(*vf)) {
             Some(line) => {
