@@ -9,7 +9,7 @@ use host::hooks::chain::{CHAINED, Chain};
 use host::log::Log;
 use host::paths::Host;
 use lease::Leases;
-use model::domain;
+use model::domain::{self, Domain};
 use model::error::{Error, Result};
 use once_cell::unsync::OnceCell;
 use std::ffi::OsString;
@@ -105,15 +105,15 @@ fn handle(host: &Host, log: &Log, arguments: &[String], xml: &Xml) -> Result<Opt
         return Err(Error::new("called without a guest's name"));
     }
     let leases = || Leases::new(host, log);
-    let xml = || xml.get_or_init(read).as_deref().map_err(Clone::clone);
+    let domain = || xml.get_or_init(read).as_deref().map_err(Clone::clone).and_then(Domain::parse);
     let handled = match operation.as_str() {
-        "prepare" => xml().and_then(|xml| leases().prepare(guest, xml)).map(|()| None),
-        "start" => xml().and_then(|xml| leases().start(guest, xml)).map(|()| None),
-        "started" | "reconnect" => xml().and_then(|xml| leases().runs(guest, xml)).map(|()| None),
+        "prepare" => domain().and_then(|domain| leases().prepare(guest, &domain)).map(|()| None),
+        "start" => domain().and_then(|domain| leases().start(guest, &domain)).map(|()| None),
+        "started" | "reconnect" => domain().and_then(|domain| leases().runs(guest, &domain)).map(|()| None),
         "release" => leases().release(guest).map(|()| None),
-        "migrate" | "restore" => xml().and_then(|xml| {
-            let resolved = leases().resolve(guest, xml)?;
-            Ok(resolved.filter(|resolved| resolved != xml))
+        "migrate" | "restore" => domain().and_then(|domain| {
+            let resolved = leases().resolve(guest, &domain)?;
+            Ok(resolved.filter(|resolved| resolved != domain.xml()))
         }),
         _ => Ok(None),
     };

@@ -128,13 +128,13 @@ fn edit(host: &Host, log: &Log, guest: &str, edit: impl FnOnce(&Requests) -> Res
 }
 
 fn rewrite(leases: &Leases) -> Result<()> {
-    let xml = domain::read(io::stdin().lock())?;
-    let guest = Domain::parse(&xml)?.name;
+    let domain = Domain::parse(&domain::read(io::stdin().lock())?)?;
+    let guest = &domain.name;
     if guest.is_empty() {
         return Err(Error::new("The domain XML has no <name>"));
     }
-    let resolved = leases.resolve(&guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
-    let written = io::stdout().write_all(resolved.as_ref().unwrap_or(&xml));
+    let resolved = leases.resolve(guest, &domain).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    let written = io::stdout().write_all(resolved.as_deref().unwrap_or(domain.xml()));
     written.map_err(|cause| Error::new(format!("Cannot write the XML: {cause}")))
 }
 

@@ -32,17 +32,19 @@ pub struct Hotplug<'a> {
 }
 
 impl Hotplug<'_> {
-    /// The XML of a guest as it runs.
-    pub fn xml(&self, guest: &str) -> Result<Vec<u8>> {
+    /// A guest as it runs.
+    pub fn domain(&self, guest: &str) -> Result<Domain> {
         if !self.runs(guest) {
             definitions::read(self.host, guest)?;
             return Err(Error::new("it does not run; say --config instead of --live"));
         }
         // virsh takes a name also for an id; a UUID for nothing else.
         let uuid = definitions::read(self.host, guest).and_then(|xml| Ok(Domain::parse(&xml)?.uuid));
-        let xml = self.virsh.read(&["dumpxml", uuid.as_deref().unwrap_or(guest)], "")?.into_bytes();
-        let name = Domain::parse(&xml)?.name;
-        if name == guest { Ok(xml) } else { Err(Error::new(format!("virsh takes this name for guest '{name}'"))) }
+        let domain = Domain::parse(self.virsh.read(&["dumpxml", uuid.as_deref().unwrap_or(guest)], "")?.as_bytes())?;
+        if domain.name == guest {
+            return Ok(domain);
+        }
+        Err(Error::new(format!("virsh takes this name for guest '{}'", domain.name)))
     }
 
     fn runs(&self, guest: &str) -> bool {
@@ -57,11 +59,11 @@ impl Hotplug<'_> {
         pool: &Pool,
         element: impl Fn(PciAddress) -> String,
     ) -> Result<(PciAddress, String)> {
-        let xml = self.xml(guest)?;
-        let uuid = Domain::parse(&xml)?.uuid;
-        let address = self.leases.plug(guest, &xml, pool)?;
+        let domain = self.domain(guest)?;
+        let uuid = &domain.uuid;
+        let address = self.leases.plug(guest, &domain, pool)?;
         let text = element(address);
-        if let Err(error) = self.virsh.run(&["attach-device", &uuid, "/dev/stdin", LIVE], &text) {
+        if let Err(error) = self.virsh.run(&["attach-device", uuid, "/dev/stdin", LIVE], &text) {
             return Err(self.undo(guest, address, &error));
         }
         if self.host.is_dry() {
@@ -74,8 +76,7 @@ impl Hotplug<'_> {
 
     /// Writes the request for a new device of a running guest into its metadata; returns the device's element.
     fn note(&self, guest: &str, address: PciAddress, pool: &str) -> Result<String> {
-        let xml = self.xml(guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = self.domain(guest)?;
         let device = domain.devices.iter().find(|device| device.address == address);
         let device =
             device.ok_or_else(|| Error::new(format!("libvirt has attached {address}, and does not show it")))?;
@@ -99,7 +100,7 @@ impl Hotplug<'_> {
         if !self.runs(guest) {
             return error.clone();
         }
-        match self.xml(guest).and_then(|xml| self.leases.unplug(guest, &xml)) {
+        match self.domain(guest).and_then(|domain| self.leases.unplug(guest, &domain)) {
             Ok(()) => error.clone(),
             Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
         }
@@ -115,8 +116,7 @@ impl Hotplug<'_> {
 
     /// Has a running guest let go of a device, and waits for it. Needs no lock, as it may take long: the guest has to agree.
     pub fn ask(&self, guest: &str, address: PciAddress) -> Result<()> {
-        let xml = self.xml(guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = self.domain(guest)?;
         let Some(device) = domain.devices.iter().find(|device| device.address == address) else { return Ok(()) };
         let asked = self.virsh.run(&["detach-device", &domain.uuid, "/dev/stdin", LIVE], &domain.text_of(device));
         // It may just let go of it, as it was asked to before.
@@ -143,8 +143,7 @@ impl Hotplug<'_> {
         if sysfs::identity(self.host, address)?.is_some_and(|device| device.in_vfio_use) {
             return Ok(true);
         }
-        let xml = self.xml(guest)?;
-        Ok(Domain::parse(&xml)?.devices.iter().any(|device| device.address == address))
+        Ok(self.domain(guest)?.devices.iter().any(|device| device.address == address))
     }
 
     /// Ends the lease of a device that the guest has let go of, and its request.
@@ -152,8 +151,7 @@ impl Hotplug<'_> {
         if !self.runs(guest) {
             return Ok(());
         }
-        let xml = self.xml(guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = self.domain(guest)?;
         let mut assigned = domain.assigned();
         // In a dry run it has it still.
         assigned.retain(|device| device.address != address);
@@ -190,8 +188,8 @@ impl Hotplug<'_> {
         let mut errors = Vec::new();
         for guest in guests {
             // What libvirt does not tell now, it will another time; until then the guest keeps what it has.
-            let Ok(xml) = self.xml(&guest) else { continue };
-            let done = self.leases.unplug(&guest, &xml);
+            let Ok(domain) = self.domain(&guest) else { continue };
+            let done = self.leases.unplug(&guest, &domain);
             errors.extend(done.err().map(|error| error.during(format_args!("guest '{guest}'"))));
         }
         Ok(errors)

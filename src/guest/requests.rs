@@ -72,8 +72,7 @@ impl Requests<'_> {
     pub fn adopt(&self, guest: &str, pool: &str, device: Option<PciAddress>, rom_off: bool) -> Result<String> {
         let pool = self.leases.pools().find(pool)?;
         let _editing = self.leases.store().editing(self.virsh.limit)?;
-        let xml = definitions::read(self.host, guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
         let device = self.adoptable(&domain, pool, device)?;
         let guest_address = device.guest_address.ok_or_else(|| {
             Error::new(format!(
@@ -206,8 +205,7 @@ impl Requests<'_> {
 
     /// Takes a device that nothing asks for out of a guest's definition again.
     fn drop_device(&self, guest: &str, address: PciAddress) -> Result<()> {
-        let xml = definitions::read(self.host, guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
         let mut new = domain.devices.iter().filter(|device| domain.request_for(device).is_none());
         let Some(device) = new.find(|device| device.address == address) else { return Ok(()) };
         edit::edit_device(self.virsh, "detach-device", &domain.uuid, &domain.text_of(device))
@@ -215,8 +213,7 @@ impl Requests<'_> {
 
     /// Writes the request for a device that a guest's definition has just got. `None`: it is not there, or asked for already.
     fn request(&self, guest: &str, pool: &str, address: PciAddress) -> Result<Option<PciAddress>> {
-        let xml = definitions::read(self.host, guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
         let mut new = domain.devices.iter().filter(|device| domain.request_for(device).is_none());
         let new = new.find(|device| device.kind != Kind::Disk && device.address == address);
         let Some(guest_address) = new.and_then(|device| device.guest_address) else { return Ok(None) };
@@ -280,8 +277,7 @@ impl Requests<'_> {
         let mut told = Vec::new();
         let mut device = device;
         if scope.live {
-            let xml = hotplug.xml(guest)?;
-            let domain = Domain::parse(&xml)?;
+            let domain = hotplug.domain(guest)?;
             let defined = definitions::read(self.host, guest).unwrap_or_default();
             let defined = Domain::parse(&defined).map(|domain| domain.requests).unwrap_or_default();
             let found = chosen(Hotplug::pooled(&domain, &defined, pool), pool, device)?;
@@ -309,8 +305,7 @@ impl Requests<'_> {
     /// Takes a device, and the request for it, out of a guest's definition.
     fn remove(&self, guest: &str, pool: &str, device: Option<PciAddress>) -> Result<()> {
         let request = self.request_of(guest, pool, device)?;
-        let xml = definitions::read(self.host, guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
         if let Some(device) = domain.device_for(&request) {
             domain.expect_only(device)?;
             edit::edit_device(self.virsh, "detach-device", &domain.uuid, &domain.text_of(device))?;
@@ -321,8 +316,7 @@ impl Requests<'_> {
 
     /// The one request of a guest's definition that is meant.
     fn request_of(&self, guest: &str, pool: &str, device: Option<PciAddress>) -> Result<Request> {
-        let xml = definitions::read(self.host, guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
         let matches = |request: &&Request| {
             let address = domain.device_for(request).map(|device| device.address);
             request.pool == pool

@@ -34,8 +34,8 @@ pub struct Options {
 /// Nothing of a start that failed stays. What virsh had to say, it has said on stderr itself.
 pub fn start(host: &Host, log: &Log, leases: &Leases, guest: &str, options: &Options) -> Result<()> {
     let virsh = Virsh { host, log, limit: leases.deadline() };
-    let xml = whole(host, guest)?;
-    let uuid = Domain::parse(&xml)?.uuid;
+    let domain = whole(host, guest)?;
+    let uuid = &domain.uuid;
     let flags = [("--bypass-cache", options.bypass_cache), ("--force-boot", options.force_boot)];
     let flags = flags.iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| *flag);
     let plainly: Vec<&str> = ["start", uuid.as_str()].into_iter().chain(flags).collect();
@@ -44,21 +44,21 @@ pub fn start(host: &Host, log: &Log, leases: &Leases, guest: &str, options: &Opt
         // Its devices are as they were saved; libvirt asks the hook's filter for others.
         return show(&virsh, guest, &plainly, &options.passed);
     }
-    let resolved = leases.resolve(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    let resolved = leases.resolve(guest, &domain).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     let started = match resolved {
         None => {
             if host.is_dry() {
-                leases.prepare(guest, &xml).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+                leases.prepare(guest, &domain).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
             }
             show(&virsh, guest, &plainly, &options.passed)
         }
         // Also where nothing had to be changed: the definition may be in the middle of a move, which began before.
         Some(resolved) => {
             if is_saved {
-                virsh.run(&["managedsave-remove", &uuid], "")?;
+                virsh.run(&["managedsave-remove", uuid], "")?;
             }
             if host.is_dry() {
-                return rehearse(log, &virsh, leases, guest, (&xml, &resolved), &options.passed);
+                return rehearse(log, &virsh, leases, guest, (&domain, &resolved), &options.passed);
             }
             create(host, &virsh, guest, &resolved, &options.passed)
         }
@@ -66,20 +66,19 @@ pub fn start(host: &Host, log: &Log, leases: &Leases, guest: &str, options: &Opt
     if started.is_err() && !host.is_dry() {
         // A start that came as far as the hook was undone there.
         leases.cancel(guest)?;
-        restore(&virsh, &uuid, &definitions::path(host, guest), &xml)?;
+        restore(&virsh, &definitions::path(host, guest), &domain)?;
     }
     started
 }
 
 /// The guest's definition. While one of its devices is being moved, that is missing there: it is back in a moment.
-fn whole(host: &Host, guest: &str) -> Result<Vec<u8>> {
+fn whole(host: &Host, guest: &str) -> Result<Domain> {
     let end = Instant::now() + Duration::from_secs(5);
     loop {
-        let xml = definitions::read(host, guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = Domain::parse(&definitions::read(host, guest)?)?;
         let is_missing = |request: &Request| request.moving.is_some() && domain.device_for(request).is_none();
         if !domain.requests.iter().any(is_missing) || Instant::now() >= end {
-            return Ok(xml);
+            return Ok(domain);
         }
         thread::sleep(Duration::from_millis(20));
     }
@@ -91,17 +90,17 @@ fn rehearse(
     virsh: &Virsh,
     leases: &Leases,
     guest: &str,
-    (xml, resolved): (&[u8], &[u8]),
+    (now, resolved): (&Domain, &[u8]),
     options: &[String],
 ) -> Result<()> {
-    let (now, then) = (Domain::parse(xml)?, Domain::parse(resolved)?);
+    let then = Domain::parse(resolved)?;
     for (old, new) in now.devices.iter().zip(&then.devices) {
         if let Some(request) = then.request_for(new) {
             let (pool, from, to) = (&request.pool, old.address, new.address);
             log.info(format_args!("guest '{guest}': {to} of pool '{pool}' for this boot (its definition has {from})"));
         }
     }
-    leases.prepare(guest, resolved).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    leases.prepare(guest, &then).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     let create = ["create", "/dev/stdin"].into_iter().chain(options.iter().map(String::as_str));
     virsh.tell(&create.collect::<Vec<_>>(), &String::from_utf8_lossy(resolved));
     Ok(())
@@ -129,10 +128,9 @@ fn show(virsh: &Virsh, guest: &str, arguments: &[&str], options: &[String]) -> R
 }
 
 /// Older libvirt keeps what a failed `create` was given as the definition in memory, until it is told the file's again.
-fn restore(virsh: &Virsh, uuid: &str, path: &std::path::Path, xml: &[u8]) -> Result<()> {
-    let addresses = |xml: &[u8]| Domain::parse(xml).map(|domain| domain.assigned());
-    let Ok(now) = virsh.read(&["dumpxml", "--inactive", uuid], "") else { return Ok(()) };
-    if addresses(now.as_bytes())? != addresses(xml)? {
+fn restore(virsh: &Virsh, path: &std::path::Path, domain: &Domain) -> Result<()> {
+    let Ok(now) = virsh.read(&["dumpxml", "--inactive", &domain.uuid], "") else { return Ok(()) };
+    if Domain::parse(now.as_bytes())?.assigned() != domain.assigned() {
         virsh.run(&["define", &path.to_string_lossy()], "")?;
     }
     Ok(())

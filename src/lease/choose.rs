@@ -28,12 +28,11 @@ const NAMED: usize = 8;
 impl Leases<'_> {
     /// The guest's XML with its pooled devices pointed at ones that are free on this host; these are kept for it for a while.
     /// `None`: it asks no pool for anything.
-    pub fn resolve(&self, guest: &str, xml: &[u8]) -> Result<Option<Vec<u8>>> {
-        let domain = Domain::parse(xml)?;
+    pub fn resolve(&self, guest: &str, domain: &Domain) -> Result<Option<Vec<u8>>> {
         if domain.requests.is_empty() {
             return Ok(None);
         }
-        self.expect_all_devices(&domain)?;
+        self.expect_all_devices(domain)?;
         let turn = self.turn(guest)?;
         match self.lease(guest)? {
             Some(lease) if lease.is_running(self.host, guest) => {
@@ -45,7 +44,7 @@ impl Leases<'_> {
             _ => {}
         }
         let reserve = |devices: Vec<HeldDevice>| reservation(self.host, RESERVED, devices);
-        let chosen = self.choose_by(guest, &domain, |assigned| self.record(guest, assigned, reserve).map(drop))?;
+        let chosen = self.choose_by(guest, domain, |assigned| self.record(guest, assigned, reserve).map(drop))?;
         Ok(Some(domain.with_addresses(&chosen)))
     }
 

@@ -11,7 +11,7 @@ use host::open_files;
 use host::parked::Parked;
 use host::pci::sysfs;
 use model::address::PciAddress;
-use model::domain::{self, Assigned};
+use model::domain::{Assigned, Domain};
 use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState, Role};
 use model::plan::Refusal;
@@ -19,9 +19,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 impl Leases<'_> {
     /// Chooses a free device of a pool for a running guest, adds it to the guest's lease and takes the rest of its group, as
-    /// at a start; or undoes that. `xml` is the guest as it runs.
-    pub fn plug(&self, guest: &str, xml: &[u8], pool: &Pool) -> Result<PciAddress> {
-        let mut assigned = domain::assigned_devices(xml)?;
+    /// at a start; or undoes that. `domain` is the guest as it runs.
+    pub fn plug(&self, guest: &str, domain: &Domain, pool: &Pool) -> Result<PciAddress> {
+        let mut assigned = domain.assigned();
         // It has these already, whatever the pools say now.
         for device in &mut assigned {
             device.pool = None;
@@ -67,10 +67,10 @@ impl Leases<'_> {
         Ok(address)
     }
 
-    /// Gives back what was taken for devices that a running guest does not have, or has no more. `xml` is the guest as it
+    /// Gives back what was taken for devices that a running guest does not have, or has no more. `domain` is the guest as it
     /// runs now.
-    pub fn unplug(&self, guest: &str, xml: &[u8]) -> Result<()> {
-        self.unplug_all_but(guest, &domain::assigned_devices(xml)?)
+    pub fn unplug(&self, guest: &str, domain: &Domain) -> Result<()> {
+        self.unplug_all_but(guest, &domain.assigned())
     }
 
     /// The same by the devices that it has.

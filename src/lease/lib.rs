@@ -30,7 +30,7 @@ use host::log::Log;
 use host::paths::Host;
 use host::pci::bind::Binder;
 use host::pci::sysfs;
-use model::domain::{self, Assigned, Domain};
+use model::domain::{Assigned, Domain};
 use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState, Role};
 use model::settings::Settings;
@@ -80,10 +80,9 @@ impl<'a> Leases<'a> {
     }
 
     /// libvirt is about to start a guest: takes what its devices need, or refuses and leaves everything as it was.
-    pub fn prepare(&self, guest: &str, xml: &[u8]) -> Result<()> {
-        let domain = Domain::parse(xml)?;
+    pub fn prepare(&self, guest: &str, domain: &Domain) -> Result<()> {
         let assigned = domain.assigned();
-        self.expect_all_devices(&domain)?;
+        self.expect_all_devices(domain)?;
         if self.has_no_devices(guest, &assigned) {
             return Ok(());
         }
@@ -104,8 +103,8 @@ impl<'a> Leases<'a> {
     }
 
     /// The devices that libvirt itself chose are known now; takes what they need beyond what `prepare` took.
-    pub fn start(&self, guest: &str, xml: &[u8]) -> Result<()> {
-        let assigned = domain::assigned_devices(xml)?;
+    pub fn start(&self, guest: &str, domain: &Domain) -> Result<()> {
+        let assigned = domain.assigned();
         if self.has_no_devices(guest, &assigned) {
             return Ok(());
         }
@@ -117,8 +116,8 @@ impl<'a> Leases<'a> {
 
     /// The guest runs, or libvirt found it running: its lease holds until it stops. A device that no lease tells of (one
     /// hot-plugged, or the lease was lost) is learned as it is.
-    pub fn runs(&self, guest: &str, xml: &[u8]) -> Result<()> {
-        let assigned = domain::assigned_devices(xml)?;
+    pub fn runs(&self, guest: &str, domain: &Domain) -> Result<()> {
+        let assigned = domain.assigned();
         if self.has_no_devices(guest, &assigned) {
             return Ok(());
         }

@@ -18,10 +18,10 @@ pub(super) struct Source {
 /// The attributes of libvirt's PCI addresses.
 pub(super) const FIELDS: [&str; 4] = ["domain", "bus", "slot", "function"];
 
-impl<'a> Domain<'a> {
+impl Domain {
     /// The whole text.
-    pub fn text(&self) -> Cow<'a, str> {
-        String::from_utf8_lossy(self.xml)
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.xml)
     }
 
     /// The text of a device's element.
@@ -56,7 +56,7 @@ impl<'a> Domain<'a> {
 
     /// The XML with other source addresses for these devices, and nothing else changed.
     pub fn with_addresses(&self, changes: &[(&Hostdev, PciAddress)]) -> Vec<u8> {
-        splice(self.xml, changes.iter().flat_map(|(device, address)| device.source.edits(*address)).collect())
+        splice(&self.xml, changes.iter().flat_map(|(device, address)| device.source.edits(*address)).collect())
     }
 }
 

@@ -84,10 +84,10 @@ pub struct Request {
     pub moving: Option<String>,
 }
 
-/// What a guest's XML says.
+/// A guest's XML, and what it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Domain<'a> {
-    xml: &'a [u8],
+pub struct Domain {
+    xml: Vec<u8>,
     /// The guest's name.
     pub name: String,
     /// Its UUID, which virsh takes for nothing else, as it may a name.
@@ -111,7 +111,12 @@ pub fn read(stream: impl Read) -> Result<Vec<u8>> {
     Ok(xml)
 }
 
-impl Domain<'_> {
+impl Domain {
+    /// The whole text, as it was read.
+    pub fn xml(&self) -> &[u8] {
+        &self.xml
+    }
+
     /// The PCI devices, each once.
     pub fn assigned(&self) -> Vec<Assigned> {
         self.assigned_with(&[])
@@ -157,11 +162,6 @@ impl Domain<'_> {
         Err(Error::new(format!("its definition has {address} twice, and libvirt does not tell the two apart"))
             .remedy("Give one of them another address with `virsh edit`"))
     }
-}
-
-/// The PCI devices of a domain in the order of its XML, each once.
-pub fn assigned_devices(xml: &[u8]) -> Result<Vec<Assigned>> {
-    Domain::parse(xml).map(|domain| domain.assigned())
 }
 
 #[cfg(test)]

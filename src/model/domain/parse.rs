@@ -11,10 +11,10 @@ use quick_xml::name::{Namespace, ResolveResult};
 use std::borrow::Cow;
 use std::ops::Range;
 
-impl<'a> Domain<'a> {
+impl Domain {
     /// Understands a domain's XML: `<hostdev type='pci'>`, `<interface type='hostdev'>` and `<disk type='nvme'>` (its
     /// backing files too), and our requests. USB, SCSI, mdev and vHBA devices are none of ours.
-    pub fn parse(xml: &'a [u8]) -> Result<Self> {
+    pub fn parse(xml: &[u8]) -> Result<Self> {
         if xml.iter().all(u8::is_ascii_whitespace) {
             return Err(Error::new("The domain XML is empty; libvirt's hook gets the guest's XML on standard input"));
         }
@@ -52,7 +52,7 @@ impl<'a> Domain<'a> {
             unescape(&text).map_or_else(|_| String::new(), |text| text.trim().to_owned())
         };
         let (name, uuid) = (text(walk.name), text(walk.uuid));
-        Ok(Self { xml, name, uuid, devices: walk.devices, requests: walk.requests })
+        Ok(Self { xml: xml.to_owned(), name, uuid, devices: walk.devices, requests: walk.requests })
     }
 }
 

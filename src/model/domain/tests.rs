@@ -2,7 +2,7 @@ use super::*;
 
 fn found(devices: &str) -> Vec<String> {
     let xml = format!("<domain type='kvm'>\n<name>g</name><devices>{devices}</devices></domain>");
-    let found = assigned_devices(xml.as_bytes()).unwrap();
+    let found = Domain::parse(xml.as_bytes()).map(|domain| domain.assigned()).unwrap();
     found.iter().map(|device| format!("{} {}", device.address, device.managed)).collect()
 }
 
@@ -73,7 +73,7 @@ fn a_device_in_metadata_is_none_of_ours() {
     let xml = format!(
         "<domain><metadata><x><domain><devices><hostdev type='pci'>{SOURCE}</hostdev></devices></domain></x></metadata></domain>"
     );
-    assert_eq!(assigned_devices(xml.as_bytes()).unwrap(), []);
+    assert_eq!(Domain::parse(xml.as_bytes()).map(|domain| domain.assigned()).unwrap(), []);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn bad_xml_is_told_apart() {
             "no PCI address",
         ),
     ] {
-        let error = assigned_devices(xml.as_bytes()).expect_err(xml).to_string();
+        let error = Domain::parse(xml.as_bytes()).map(|domain| domain.assigned()).expect_err(xml).to_string();
         assert!(error.contains(message), "{xml}: {error}");
     }
 }

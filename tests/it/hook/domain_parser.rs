@@ -1,8 +1,13 @@
 //! The domain parser on anything: it answers, and never with a device that is not in the XML.
 
 use fakehost::{domain, hostdev, source};
-use model::domain::assigned_devices;
+use model::domain::{Assigned, Domain};
+use model::error::Result;
 use proptest::prelude::*;
+
+fn assigned_devices(xml: &[u8]) -> Result<Vec<Assigned>> {
+    Domain::parse(xml).map(|domain| domain.assigned())
+}
 
 fn xml() -> Vec<u8> {
     let nvme = source("0000:04:00.0").replace("<source>", "<source type='pci' managed='no' namespace='1'>");

@@ -485,7 +485,7 @@ mod tests {
             let (members, wrong) = pool.members(&host);
             errors.extend(wrong);
             for address in ["01:00.0", "01:10.0", "01:10.2", "02:00.0", "04:00.0", "04:00.1"] {
-                let device = sysfs::identity(&host, address.parse().unwrap()).unwrap().unwrap();
+                let device = host.identity(address.parse().unwrap()).unwrap().unwrap();
                 let is_member = members.contains(&device.address);
                 assert_eq!(pool.has_member(&host, &device), is_member, "{address} in '{}'", pool.name);
             }
