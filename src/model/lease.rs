@@ -46,6 +46,7 @@ pub struct Lease {
 
 /// The life of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LeaseState {
     /// Chosen for a guest that is about to be started; nothing was touched yet.
@@ -110,6 +111,7 @@ fn is_zero(number: &u32) -> bool {
 
 /// Why a guest holds a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The guest's own; libvirt takes it and gives it back.

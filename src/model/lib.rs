@@ -11,6 +11,8 @@ pub mod error;
 pub mod host_use;
 pub mod lease;
 pub mod plan;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod settings;
 pub mod step;
 pub mod text;

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 /// What may be set for a host. Without a file, each value is its default.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename = "host", deny_unknown_fields)]
 pub struct Settings {
     #[serde(default)]
@@ -29,6 +30,7 @@ pub struct Settings {
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Allow {
     #[serde(rename = "@address")]
@@ -36,6 +38,7 @@ struct Allow {
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Devices {
     #[serde(rename = "@max")]
@@ -50,6 +53,7 @@ impl Default for Devices {
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Deadline {
     #[serde(rename = "@seconds")]

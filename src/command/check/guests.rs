@@ -1,7 +1,7 @@
 //! Guests' definitions: what they ask pools for, which devices they name, and whether their memory can be locked.
 
 use super::pools::beside;
-use super::{Context, Finding, Severity};
+use super::{Context, Finding, Id, Severity};
 use host::libvirt::{definitions, runtime};
 use host::pci::sysfs;
 use model::domain::{Domain, Request};
@@ -15,7 +15,7 @@ impl Context<'_> {
     pub(super) fn guests(&self) -> Vec<Finding> {
         let names = match definitions::names(self.host) {
             Ok(names) => names,
-            Err(error) => return vec![Finding::error("guest", Severity::Failure, &error)],
+            Err(error) => return vec![Finding::error(Id::Guest, Severity::Failure, &error)],
         };
         let mut findings = Vec::new();
         for guest in names {
@@ -46,7 +46,7 @@ impl Context<'_> {
     }
 
     fn request(&self, guest: &str, domain: &Domain, request: &Request) -> Option<Finding> {
-        const ID: &str = "request";
+        const ID: Id = Id::Request;
         let (pool, address) = (&request.pool, request.guest_address);
         let detach = format!("`vfpool detach {} {} {address} --config`", shell_word(guest), shell_word(pool));
         let device = domain.device_for(request);
@@ -83,7 +83,7 @@ impl Context<'_> {
         let mut groups = BTreeSet::new();
         for wanted in assigned.iter().filter(|wanted| wanted.pool.is_none()) {
             let address = wanted.address;
-            let cannot = |why: String| Finding::failure("guest", format!("Guest '{guest}' cannot start: {why}"));
+            let cannot = |why: String| Finding::failure(Id::Guest, format!("Guest '{guest}' cannot start: {why}"));
             let Some(device) = sysfs::identity(self.host, address)? else {
                 // VFs go with a PF that another guest has.
                 if self.store.owner(address)?.is_none() {
@@ -111,7 +111,7 @@ impl Context<'_> {
 
 fn unreadable(guest: &str, error: &Error) -> Finding {
     let what = format!("The definition of guest '{guest}' cannot be read: {error}");
-    Finding::warning("guest", what).cured_by(format!("Mend it with `virsh edit {}`", shell_word(guest)))
+    Finding::warning(Id::Guest, what).cured_by(format!("Mend it with `virsh edit {}`", shell_word(guest)))
 }
 
 /// What counts here of a definition.
@@ -160,7 +160,7 @@ fn memory(guest: &str, domain: &Domain, file: &Path) -> Option<Finding> {
     };
     let what = format!("Guest '{guest}': {then}");
     Some(
-        Finding::new("memory", state, what)
+        Finding::new(Id::Memory, state, what)
             .shown_by(format!("{}: <hard_limit> is {limit} KiB, <memory> {memory} KiB", file.display()))
             .cured_by(format!("Run `virsh memtune {} --hard-limit {} --config`", shell_word(guest), memory + MORE)),
     )

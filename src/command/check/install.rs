@@ -2,7 +2,7 @@
 //! Sources: libvirt `docs/hooks.rst`, `src/util/virhook.c` (hooks are looked for at the start and at SIGHUP, and have to be
 //! executable then); systemd.unit(5); udev(7).
 
-use super::{Finding, Severity, boot};
+use super::{Finding, Id, Severity, boot};
 use host::paths::Host;
 use host::{command, files, process};
 use lease::records::Records;
@@ -126,7 +126,7 @@ impl Daemon {
     }
 
     fn finding(&self, host: &Host) -> Finding {
-        const ID: &str = "libvirtd";
+        const ID: Id = Id::Libvirtd;
         let name = self.name;
         if self.since.is_some() {
             return Finding::ok(ID, format!("{name} runs")).shown_by_file(host.path(format!("run/{name}.pid")));
@@ -150,7 +150,7 @@ impl Daemon {
 }
 
 fn hook(host: &Host, daemon: &Daemon, systemd: &Systemd) -> Vec<Finding> {
-    const ID: &str = "hook";
+    const ID: Id = Id::Hook;
     let (own, hook) = (host.path("usr/sbin/vfpool-hook"), host.path("etc/libvirt/hooks/qemu"));
     let Ok(own_data) = fs::metadata(&own) else {
         return vec![
@@ -203,7 +203,7 @@ fn resolved(path: &Path) -> PathBuf {
 
 /// A hook of somebody else may call ours.
 fn another_hook(hook: &Path, own: &Path, daemon: &Daemon) -> Finding {
-    const ID: &str = "hook";
+    const ID: Id = Id::Hook;
     let text = fs::read(hook).unwrap_or_default();
     let name = b"vfpool-hook";
     if text.starts_with(b"#!") && text.windows(name.len()).any(|part| part == name) {
@@ -231,7 +231,7 @@ fn confinement(host: &Host, hook: &Path, own: &Path, link: &str) -> Option<Findi
     let remedy = if is_well_placed { format!("Run `{link}`") } else { boot::reinstall(host) };
     Some(
         Finding::failure(
-            "hook",
+            Id::Hook,
             format!("AppArmor keeps the hook from its work: it may only stand in {}", folders[0].display()),
         )
         .shown_by(format!("{} has {profile} (enforce), and the hook is {}", file.display(), at.display()))
@@ -249,7 +249,7 @@ fn label(host: &Host, hook: &Path, own: &Path) -> Option<Finding> {
     let said = String::from_utf8_lossy(&asked.stdout).into_owned();
     let line = said.lines().next()?;
     Some(
-        Finding::failure("hook", "The hook has a label with which SELinux may keep libvirt from running it")
+        Finding::failure(Id::Hook, "The hook has a label with which SELinux may keep libvirt from running it")
             .shown_by(format!("restorecon -nv: {line}"))
             .cured_by(format!("Run `restorecon -v {} {}`", hook.display(), own.display())),
     )
@@ -274,7 +274,7 @@ fn known(host: &Host, hook: &Path, data: &Metadata, daemon: &Daemon, systemd: &S
     let name = daemon.name;
     Some(
         Finding::failure(
-            "hook",
+            Id::Hook,
             format!("The running {name} does not know the hook: it looks for it only when it starts"),
         )
         .shown_by(format!(
@@ -287,7 +287,7 @@ fn known(host: &Host, hook: &Path, data: &Metadata, daemon: &Daemon, systemd: &S
 }
 
 fn units(host: &Host, systemd: &Systemd) -> Vec<Finding> {
-    const ID: &str = "units";
+    const ID: Id = Id::Units;
     let (ours, admins) = (host.path("usr/lib/systemd/system"), host.path("etc/systemd/system"));
     let wants: Vec<PathBuf> = files::names(&admins)
         .unwrap_or_default()
@@ -334,7 +334,7 @@ fn units(host: &Host, systemd: &Systemd) -> Vec<Finding> {
 }
 
 fn udev(host: &Host) -> Finding {
-    const ID: &str = "udev";
+    const ID: Id = Id::Udev;
     let rule = "60-vfpool.rules";
     let (ours, helper) = (host.path("usr/lib/udev/rules.d").join(rule), host.path("usr/lib/udev/vfpool-device"));
     if let Some(missing) = [&ours, &helper].into_iter().find(|path| !path.exists()) {
@@ -360,7 +360,7 @@ fn udev(host: &Host) -> Finding {
 }
 
 fn state(host: &Host) -> Finding {
-    const ID: &str = "state";
+    const ID: Id = Id::State;
     let folder = host.state();
     let remedy = "Run `systemd-tmpfiles --create vfpool.conf`";
     let wrong = |what: &str, path: &Path, shown: String| {
@@ -392,7 +392,7 @@ fn attention(store: &Records) -> Vec<Finding> {
     let finding = |guest: &String| {
         let why = store.attention(guest).ok().flatten().unwrap_or_default();
         let what = format!("Not all devices of guest '{guest}' could be reattached: {why}");
-        Finding::warning("leases", what).cured_by("Run `vfpool reconcile`")
+        Finding::warning(Id::Leases, what).cured_by("Run `vfpool reconcile`")
     };
     guests.iter().map(finding).collect()
 }

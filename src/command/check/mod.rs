@@ -32,6 +32,7 @@ use std::{fmt, fs};
 
 /// What was found on a host.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Report {
     /// Of this document's shape; 1.
     version: u32,
@@ -43,9 +44,10 @@ pub struct Report {
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
     /// What it is about, in one word that stays the same.
-    pub id: &'static str,
+    pub id: Id,
     /// How bad it is.
     pub state: Severity,
     /// What is so; one line.
@@ -58,8 +60,36 @@ pub struct Finding {
     pub remedy: Option<String>,
 }
 
+/// What a finding is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)] // each is explained in vfpool(8)
+pub enum Id {
+    Settings,
+    Iommu,
+    InterruptRemapping,
+    UnsafeInterrupts,
+    Vfio,
+    Libvirtd,
+    Hook,
+    Units,
+    Udev,
+    State,
+    Leases,
+    Pool,
+    Pf,
+    Vfs,
+    Group,
+    Network,
+    Request,
+    Guest,
+    Memory,
+}
+
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// As it should be.
@@ -97,27 +127,27 @@ impl fmt::Display for Severity {
 
 impl Finding {
     /// Names from files and guests may hold anything; each part stays one line.
-    fn new(id: &'static str, state: Severity, what: impl AsRef<str>) -> Self {
+    fn new(id: Id, state: Severity, what: impl AsRef<str>) -> Self {
         Self { id, state, what: one_line(what.as_ref()), evidence: None, remedy: None }
     }
 
-    fn ok(id: &'static str, what: impl AsRef<str>) -> Self {
+    fn ok(id: Id, what: impl AsRef<str>) -> Self {
         Self::new(id, Severity::Ok, what)
     }
 
-    fn note(id: &'static str, what: impl AsRef<str>) -> Self {
+    fn note(id: Id, what: impl AsRef<str>) -> Self {
         Self::new(id, Severity::Note, what)
     }
 
-    fn warning(id: &'static str, what: impl AsRef<str>) -> Self {
+    fn warning(id: Id, what: impl AsRef<str>) -> Self {
         Self::new(id, Severity::Warning, what)
     }
 
-    fn failure(id: &'static str, what: impl AsRef<str>) -> Self {
+    fn failure(id: Id, what: impl AsRef<str>) -> Self {
         Self::new(id, Severity::Failure, what)
     }
 
-    fn error(id: &'static str, state: Severity, error: &Error) -> Self {
+    fn error(id: Id, state: Severity, error: &Error) -> Self {
         Self { remedy: error.what_to_do().map(one_line), ..Self::new(id, state, error.reason()) }
     }
 
@@ -188,7 +218,7 @@ impl Report {
 fn settings_error(host: &Host, error: &Error) -> Finding {
     let path = host.settings();
     let remedy = format!("Mend {0}, or remove it if nothing has to be set", path.display());
-    Finding::failure("settings", error.to_string()).shown_by_file(&path).cured_by(remedy)
+    Finding::failure(Id::Settings, error.to_string()).shown_by_file(&path).cured_by(remedy)
 }
 
 /// Whose a file is.
@@ -239,7 +269,7 @@ mod tests {
     #[test]
     fn nothing_makes_lines_of_its_own() {
         let finding =
-            Finding::error("pool", Severity::Failure, &Error::new("pool 'a\n\u{1b}[2Jb' is odd").remedy("Mend\nit"));
+            Finding::error(Id::Pool, Severity::Failure, &Error::new("pool 'a\n\u{1b}[2Jb' is odd").remedy("Mend\nit"));
         assert_eq!(finding.what, "pool 'a\\n\\u{1b}[2Jb' is odd");
         assert_eq!(finding.remedy.as_deref(), Some("Mend\\nit"));
     }

@@ -2,7 +2,7 @@
 //! Sources: Linux `Documentation/admin-guide/kernel-parameters.txt`, `Documentation/driver-api/vfio.rst`; Intel VT-d
 //! specification, 11.4.3 (extended capabilities); `drivers/vfio/vfio_iommu_type1.c`, `allow_unsafe_interrupts`.
 
-use super::{Finding, Severity, boot};
+use super::{Finding, Id, Severity, boot};
 use host::files;
 use host::paths::Host;
 use model::step::VFIO_PCI;
@@ -53,7 +53,7 @@ fn tables(host: &Host) -> PathBuf {
 }
 
 fn iommu(host: &Host, words: &[String]) -> Finding {
-    const ID: &str = "iommu";
+    const ID: Id = Id::Iommu;
     let groups = host.path("sys/kernel/iommu_groups");
     let units = files::names(&host.path("sys/class/iommu")).unwrap_or_default();
     match files::names(&groups).unwrap_or_default().len() {
@@ -103,7 +103,7 @@ fn words_of<'a>(words: &[String], searched: &[&'a str]) -> Vec<&'a str> {
 /// Without remapping, a device of a guest can send the host any interrupt, so VFIO gives none away unless it is told that
 /// this may be.
 fn interrupts(host: &Host, words: &[String]) -> Vec<Finding> {
-    const ID: &str = "interrupt_remapping";
+    const ID: Id = Id::InterruptRemapping;
     const RISK: &str = "a guest can send interrupts to the host and to other guests through its device";
     let parameter = host.path("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts");
     let is_unsafe = files::read(&parameter).is_ok_and(|value| value == "Y");
@@ -114,7 +114,7 @@ fn interrupts(host: &Host, words: &[String]) -> Vec<Finding> {
         let needless = is_unsafe.then(|| {
             let what =
                 format!("VFIO would go on without interrupt remapping, where {RISK}; this host has no need of that");
-            Finding::warning("unsafe_interrupts", what)
+            Finding::warning(Id::UnsafeInterrupts, what)
                 .shown_by(format!("{} is Y", parameter.display()))
                 .cured_by(refuse_unsafe(host, words))
         });
@@ -183,7 +183,7 @@ fn settings_with(host: &Host, is_it: &dyn Fn(&str) -> bool) -> Vec<String> {
 }
 
 fn vfio(host: &Host) -> Finding {
-    const ID: &str = "vfio";
+    const ID: Id = Id::Vfio;
     let driver = host.driver(VFIO_PCI);
     if driver.exists() {
         return Finding::ok(ID, format!("{VFIO_PCI} is loaded")).shown_by_file(&driver);

@@ -1,6 +1,6 @@
 //! Pools: their files, PFs, VFs and groups, and who else has their devices.
 
-use super::{Context, Finding, Severity};
+use super::{Context, Finding, Id, Severity};
 use host::config::pool::{Pf, Pool};
 use host::guard;
 use host::libvirt::networks;
@@ -11,7 +11,7 @@ use model::domain::Assigned;
 use model::error::{Error, Result};
 use std::collections::BTreeMap;
 
-const ID: &str = "pool";
+const ID: Id = Id::Pool;
 
 impl Context<'_> {
     pub(super) fn pools(&self) -> Vec<Finding> {
@@ -31,7 +31,7 @@ impl Context<'_> {
         let networks = self.host.path("etc/libvirt/qemu/networks");
         let shared = networks::shared_with(&self.pools, self.host);
         findings.extend(
-            shared.iter().map(|error| Finding::error("network", Severity::Warning, error).shown_by_file(&networks)),
+            shared.iter().map(|error| Finding::error(Id::Network, Severity::Warning, error).shown_by_file(&networks)),
         );
         findings
     }
@@ -60,11 +60,11 @@ impl Context<'_> {
         let (host, address) = (self.host, pf.address);
         if let Some(guest) = self.store.owner(address)? {
             let what = format!("PF {address} is with guest '{guest}', and its VFs with it ({})", pf.at);
-            return Ok(vec![Finding::note("pf", what)]);
+            return Ok(vec![Finding::note(Id::Pf, what)]);
         }
         let Some(device) = sysfs::identity(host, address)? else { return Ok(Vec::new()) };
         if let Err(error) = sysfs::expect_answer(host, &device, self.settings.deadline()) {
-            return Ok(vec![Finding::error("pf", Severity::Failure, &error)]);
+            return Ok(vec![Finding::error(Id::Pf, Severity::Failure, &error)]);
         }
         let mut findings = Vec::new();
         if !device.on_host_driver() {
@@ -74,7 +74,7 @@ impl Context<'_> {
         if let Some(netdev) = &pf.netdev {
             if !guard::is_up(&host.netdev(netdev))? {
                 findings.push(
-                    Finding::failure("pf", format!("PF {address} is down ({netdev}), so that its VFs have no link"))
+                    Finding::failure(Id::Pf, format!("PF {address} is down ({netdev}), so that its VFs have no link"))
                         .shown_by_file(host.netdev(netdev).join("flags"))
                         .cured_by(&setup),
                 );
@@ -94,7 +94,7 @@ impl Context<'_> {
         let unbind =
             if pf.driver.is_some() { format!("; echo {address} >{folder}/driver/unbind") } else { String::new() };
         let on = pf.driver.as_deref().unwrap_or("no driver");
-        Finding::failure("pf", format!("PF {address} is on {on}, and only its own driver makes VFs"))
+        Finding::failure(Id::Pf, format!("PF {address} is on {on}, and only its own driver makes VFs"))
             .shown_by(format!("{folder}/driver"))
             .cured_by(format!("Run `{clear}{unbind}; echo {address} >{probe}; udevadm settle; vfpool setup {address}`"))
     }
@@ -109,7 +109,7 @@ impl Context<'_> {
         if wanted > totalvfs {
             let what = format!("PF {address} cannot have {wanted} VFs, as {} asks for", pf.at);
             findings.push(
-                Finding::failure("vfs", what)
+                Finding::failure(Id::Vfs, what)
                     .shown_by(format!("{} is {totalvfs}", folder.join("sriov_totalvfs").display()))
                     .cured_by(format!(
                         "Ask for vfs='max' there, or allow more in the card's firmware, then {}",
@@ -119,7 +119,7 @@ impl Context<'_> {
         } else if wanted != now {
             let state = if now < wanted { Severity::Failure } else { Severity::Warning };
             findings.push(
-                Finding::new("vfs", state, format!("PF {address} has {now} VFs, and {} asks for {wanted}", pf.at))
+                Finding::new(Id::Vfs, state, format!("PF {address} has {now} VFs, and {} asks for {wanted}", pf.at))
                     .shown_by(format!("{} is {now}", folder.join("sriov_numvfs").display()))
                     .cured_by(setup),
             );
@@ -137,7 +137,9 @@ impl Context<'_> {
             let what =
                 format!("{count} of the {now} VFs of PF {address} are not on vfio-pci; {} is on {on}", first.address);
             findings.push(
-                Finding::warning("vfs", what).shown_by_file(host.device(first.address).join("driver")).cured_by(setup),
+                Finding::warning(Id::Vfs, what)
+                    .shown_by_file(host.device(first.address).join("driver"))
+                    .cured_by(setup),
             );
         }
         Ok(findings)
@@ -168,7 +170,7 @@ impl Context<'_> {
                 if groups.len() == 1 { "" } else { "s" }
             );
             findings.push(
-                Finding::warning("group", what)
+                Finding::warning(Id::Group, what)
                     .shown_by_file(self.host.group_devices(shared))
                     .cured_by("Put the card into a slot whose port has ACS (`lspci -vv` shows it), or live with that"),
             );
@@ -184,8 +186,9 @@ impl Context<'_> {
             [one, ..] => format!("{} and {} more of pool '{}'", one.address, members.len() - 1, pool.name),
             [] => return Ok(None),
         };
-        let unusable =
-            |why: &str| Finding::failure("group", format!("No guest can have {devices}: {why}")).shown_by_file(&folder);
+        let unusable = |why: &str| {
+            Finding::failure(Id::Group, format!("No guest can have {devices}: {why}")).shown_by_file(&folder)
+        };
         for address in sysfs::group_members(self.host, group)? {
             let Some(other) = sysfs::identity(self.host, address)? else { continue };
             if other.on_host_driver() && members.iter().any(|member| member.physfn == Some(address)) {

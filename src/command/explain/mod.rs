@@ -23,6 +23,7 @@ use std::path::PathBuf;
 
 /// The answer, as `--json` shows it. Values that do not exist are left out.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// Of this shape: 1. A later one with the same number may have more keys.
     version: u32,
@@ -33,6 +34,7 @@ pub struct Explanation {
 
 /// The key says which of the two it is.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 enum Subject {
     Device(Box<DeviceReport>),
@@ -41,6 +43,7 @@ enum Subject {
 
 /// A PCI function.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeviceReport {
     /// Where it is.
     address: PciAddress,
@@ -92,6 +95,7 @@ pub struct DeviceReport {
 
 /// Another member of a device's IOMMU group.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct Member {
     /// Where it is.
     address: PciAddress,
@@ -109,6 +113,7 @@ struct Member {
 
 /// What a member of a group means for a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 enum Fate {
     /// A bridge, which is never touched.
@@ -127,6 +132,7 @@ enum Fate {
 
 /// The lease of one device.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct DeviceLease {
     /// The guest.
     guest: String,
@@ -143,6 +149,7 @@ struct DeviceLease {
 
 /// A definition that points at a device.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct Pointer {
     /// The guest.
     guest: String,
@@ -155,6 +162,7 @@ struct Pointer {
 
 /// A guest.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestReport {
     /// Its name.
     name: String,
@@ -189,6 +197,7 @@ pub struct GuestReport {
 
 /// What a guest is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 enum GuestState {
     /// Its QEMU runs.
@@ -201,6 +210,7 @@ enum GuestState {
 
 /// A PCI device of a guest.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct GuestDevice {
     /// Where it is on the host.
     address: PciAddress,
@@ -223,6 +233,7 @@ struct GuestDevice {
 
 /// What would come of a start, or of one device at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 enum Verdict {
     /// It would be taken.
@@ -237,6 +248,7 @@ enum Verdict {
 
 /// A start that is foreseen.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct Start {
     /// What would come of it.
     verdict: Verdict,
@@ -259,6 +271,7 @@ struct Start {
 
 /// One thing that is done to a device.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct Action {
     /// The device.
     address: PciAddress,
@@ -276,6 +289,7 @@ struct Action {
 
 /// Who does something to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 enum Actor {
     Vfpool,
@@ -284,6 +298,7 @@ enum Actor {
 
 /// A write to a file of sysfs.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct FileWrite {
     file: String,
     value: String,
@@ -291,6 +306,7 @@ struct FileWrite {
 
 /// The devices that `vfpool start` would choose.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct Chosen {
     /// One for each request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -302,6 +318,7 @@ struct Chosen {
 
 /// A device that would be chosen for a request.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct Choice {
     /// The pool.
     pool: String,

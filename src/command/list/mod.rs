@@ -29,6 +29,7 @@ pub use watch::watch;
 
 /// A host's devices at one moment.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Listing {
     /// Of this shape: 1. It changes when a field goes away or means something else, not when one is added.
     pub version: u32,
@@ -47,6 +48,7 @@ pub struct Listing {
     pub lock_waits: u64,
     /// What is wrong with pools and settings, one line each.
     #[serde(serialize_with = "as_texts")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub errors: Vec<Error>,
     /// How many of the errors are about pools.
     #[serde(skip)]
@@ -55,6 +57,7 @@ pub struct Listing {
 
 /// A pool.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolView {
     /// Its name.
     pub name: String,
@@ -68,6 +71,7 @@ pub struct PoolView {
 
 /// A PF of a pool.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PfView {
     /// As the pool's file has it: network interface or address.
     pub name: String,
@@ -100,6 +104,7 @@ pub struct PfView {
 
 /// A device.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeviceView {
     /// Where it is.
     pub address: PciAddress,
@@ -122,6 +127,7 @@ pub struct DeviceView {
 
 /// How a device stands: `"state"`, and what belongs to it.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum DeviceState {
     /// A guest could have it.
@@ -169,6 +175,7 @@ pub enum DeviceState {
 
 /// An IOMMU group.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GroupView {
     /// Its number. Absent: these devices are in none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -179,6 +186,7 @@ pub struct GroupView {
 
 /// A guest's lease.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LeaseView {
     /// The guest.
     pub guest: String,
@@ -188,6 +196,7 @@ pub struct LeaseView {
 
 /// What was not given back.
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Attention {
     /// By this guest.
     pub guest: String,

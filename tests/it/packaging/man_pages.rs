@@ -1,13 +1,15 @@
-//! Man pages: what they say is what the programs do.
+//! Man pages: what they say is what the programs do, and what the types of settings and documents can have.
 
 use super::completion::completed;
 use crate::commands::{check, list};
-use fakehost::{Device, Host, PF, asking, definition, domain, hostdev, interface_at, vf};
+use fakehost::{Device, FIRST, Host, PF, asking, definition, domain, hostdev, interface_at, vf};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 fn source(below: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(below)
@@ -222,20 +224,51 @@ fn exit_codes_are_those_of_the_programs() {
     assert_eq!(exit_codes(&page("vfpool-pool.5")), ["0", "1"].map(str::to_owned).into());
 }
 
-/// The sources of the library, as one text.
-fn code() -> String {
-    fn walk(folder: &Path, code: &mut String) {
-        for entry in fs::read_dir(folder).unwrap().flatten() {
-            if entry.file_type().unwrap().is_dir() {
-                walk(&entry.path(), code);
-            } else {
-                *code += &fs::read_to_string(entry.path()).unwrap();
-            }
-        }
+/// The files that the programs open or change, in all that has a file of its own: below the host's root.
+fn used() -> BTreeSet<String> {
+    let host = Host::with_vfs(4);
+    host.add(Device::new("0000:00:02.0").bridge().group(7));
+    host.add_pair("0000:02:00", 9);
+    host.put("opened", "");
+    host.put("etc/vfpool/host.xml", "<host/>");
+    // Hooks of others, which note themselves; this libvirtd is too old to call the second one.
+    host.put(
+        &format!("proc/{}/maps", std::process::id()),
+        "7f00 r-xp 00000000 08:01 1 /usr/lib64/libvirt.so.0.4005.0\n",
+    );
+    for hook in ["etc/libvirt/hooks/qemu.before-vfpool", "etc/libvirt/hooks/qemu.d/1"] {
+        host.script(hook, &format!("echo {hook} >>{}", host.path("opened").display()));
     }
-    let mut code = String::new();
-    walk(&source("src"), &mut code);
-    code
+    // A lease that cannot be read, a device that cannot be given back, a start that is refused.
+    host.put("run/vfpool/leases/odd", "<lease");
+    host.guest("odd", &vf(2)).prepare().ok();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok();
+    host.faults("write errno EIO e1000e/bind");
+    web.release().ok();
+    host.faults("");
+    host.runs_with("db", &vf(0));
+    assert_eq!(host.guest("mail", &vf(0)).prepare().code, Some(1));
+    // A lock that is waited for.
+    let lock = fs::File::options().write(true).open(host.path("run/vfpool/lock")).unwrap();
+    fs2::FileExt::lock_exclusive(&lock).unwrap();
+    let dns = host.guest("dns", &vf(1));
+    let waits = dns.hook("prepare").spawn();
+    let begun = Instant::now();
+    while host.get("run/vfpool/lock-waits").is_none() && begun.elapsed() < Duration::from_secs(20) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    drop(lock);
+    waits.wait().ok();
+    // A PF that appears, its VFs, and what has changed for the reconciler.
+    host.udev(&[PF]);
+    host.vfpool(&["setup"]);
+    host.vfpool(&["attach", "db", "net", "--live"]);
+    host.reconcile();
+    let opened = host.get("opened").unwrap();
+    let changed = host.trace().join("\n");
+    let changed = changed.lines().filter_map(|line| line.split(' ').nth(1));
+    opened.lines().chain(changed).map(str::to_owned).collect()
 }
 
 /// All that `make install` installs, below this folder.
@@ -255,26 +288,20 @@ fn installed(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn files_are_those_of_the_installation_and_of_the_code() {
+fn files_are_those_of_the_installation_and_of_the_programs() {
     let folder = tempfile::tempdir().unwrap();
     let installed = installed(folder.path());
-    let code = code();
+    let used = used();
     let mut named = BTreeSet::new();
     for name in PAGES {
         let page = page(name);
         let files = part(&page, "SH", "FILES");
         let files = tags(&files);
         for path in files.iter().flat_map(|(tag, _)| tag.split(',')) {
-            let path = path.trim().trim_end_matches('/');
-            let is_installed = installed.iter().any(|file| file == path);
             // GUEST and ADDRESS stand for what there are many of.
-            let fixed = path.trim_end_matches(|c: char| c.is_ascii_uppercase()).trim_end_matches('/');
-            let is_known = match fixed.strip_prefix("/run/vfpool/") {
-                Some(state) => code.contains(&format!("\"{state}\"")) || code.contains(&format!("`{state}/`")),
-                None if path.ends_with("qemu.d") => code.contains("with_extension(\"d\")"),
-                None => code.contains(&format!("path(\"{}\")", &fixed[1..])),
-            };
-            assert!(is_installed || is_known, "{name}: {path}");
+            let path = path.trim().trim_end_matches(|c: char| c.is_ascii_uppercase()).trim_end_matches('/');
+            let is_it = |file: &String| file == &path[1..] || file.starts_with(&format!("{}/", &path[1..]));
+            assert!(installed.iter().any(|file| file == path) || used.iter().any(is_it), "{name}: {path}");
             named.insert(path.to_owned());
         }
     }
@@ -282,19 +309,27 @@ fn files_are_those_of_the_installation_and_of_the_code() {
         let is_reading = file.starts_with("/usr/share/doc/") && !file.contains("example");
         assert!(is_reading || named.contains(file), "{file} is in no page");
     }
-    // The table of the records.
-    let lease = fs::read_to_string(source("src/lease/records.rs")).unwrap();
-    let rows = lease.lines().filter_map(|line| line.strip_prefix("//! | `")?.split('`').next());
-    let rows: Vec<String> = rows.map(|row| format!("/run/vfpool/{}", row.trim_end_matches('/'))).collect();
-    assert!(rows.len() > 8, "{rows:?}");
-    assert!(rows.iter().all(|row| named.contains(row)), "{rows:?}");
+    // All of the state; what is there only while it is written, or while virsh reads it, is no file to know of.
+    let is_passing = |file: &&str| *file == "new" || [".new", "create."].iter().any(|part| file.contains(part));
+    let state = used.iter().filter_map(|file| file.strip_prefix("run/vfpool/"));
+    let state: BTreeSet<&str> = state.filter(|file| !is_passing(file)).collect();
+    assert!(state.len() > 12, "{state:?}");
+    for file in state {
+        let parts = [file, file.split('/').next().unwrap(), file.rsplit_once('/').unwrap_or((file, "")).0];
+        let is_named = parts.iter().any(|part| named.contains(&format!("/run/vfpool/{part}")));
+        let is_parent = named.iter().any(|path| path.starts_with(&format!("/run/vfpool/{file}/")));
+        assert!(is_named || is_parent, "/run/vfpool/{file} is in no page");
+    }
 }
 
 #[test]
 fn settings_are_those_of_the_code() {
     let section = part(&page("vfpool-hook.8"), "SH", "OPTIONS");
     let told: Vec<String> = tags(&section).into_iter().map(|(tag, _)| tag).collect();
-    assert_eq!(told, ["<allow address=/>", "<devices max=/>", "<deadline seconds=/>", "<hook seconds=/>"]);
+    let settings = possible(schemars::schema_for!(model::settings::Settings).as_value());
+    let settings = settings.keys().filter_map(|key| key.split_once(".@"));
+    let settings = settings.map(|(element, name)| format!("<{} {name}=/>", element.trim_end_matches("[]")));
+    assert_eq!(told.iter().cloned().collect::<BTreeSet<_>>(), settings.collect());
     // The example is read, and so is what is installed.
     let (_, example) = section.split_once(".EX\n").unwrap();
     let host = Host::with_pair();
@@ -327,11 +362,16 @@ const ALIKE: [(&str, &str); 10] = [
     ("guest.at_stop[].", "ACTION."),
 ];
 
-fn collect(place: &str, value: &Value, keys: &mut Keys) {
-    let place = ALIKE.iter().fold(place.to_owned(), |place, (long, short)| match place.strip_prefix(long) {
+/// A place as the pages write it.
+fn alike(place: &str) -> String {
+    ALIKE.iter().fold(place.to_owned(), |place, (long, short)| match place.strip_prefix(long) {
         Some(rest) => format!("{short}{rest}"),
         None => place,
-    });
+    })
+}
+
+fn collect(place: &str, value: &Value, keys: &mut Keys) {
+    let place = alike(place);
     match value {
         Value::Object(object) => {
             if !place.is_empty() {
@@ -367,13 +407,17 @@ fn names(text: &str, wanted: &str) -> bool {
     text.split(|c: char| !c.is_ascii_lowercase() && c != '_' && c != '-').any(|word| word == wanted)
 }
 
-/// The keys in the page of one command are those that were seen; and each value that is one of a few words is named
-/// there.
-#[track_caller]
-fn expect_documented(command: &str, seen: &Keys) {
+/// What stands in the page of one command: its keys, each with what is said about it.
+fn told(command: &str) -> BTreeMap<String, String> {
     let section = part(&page("vfpool.8"), "SH", "JSON");
     let about = section.split(".SS ").next().unwrap().to_owned() + &part(&section, "SS", &format!("Of {command}"));
-    let told: BTreeMap<String, String> = tags(&about).into_iter().collect();
+    tags(&about).into_iter().collect()
+}
+
+/// The keys in the page of one command are those that were seen; each value that is one of a few words is named there.
+#[track_caller]
+fn expect_documented(command: &str, seen: &Keys) {
+    let told = told(command);
     assert_eq!(told.keys().collect::<Vec<_>>(), seen.keys().collect::<Vec<_>>());
     let one_of_a_few = ["state", "role", "lease", "fate", "verdict", "kind", "id", "ACTION.by"];
     for (key, values) in seen {
@@ -384,57 +428,53 @@ fn expect_documented(command: &str, seen: &Keys) {
     }
 }
 
-/// What the code can write, which no run might show: the fields of its documents, and the words for one of a few.
-#[test]
-fn every_field_and_every_word_of_the_code_is_in_the_page() {
-    let section = part(&page("vfpool.8"), "SH", "JSON");
-    let keys: Vec<String> = tags(&section).into_iter().map(|(tag, _)| tag.replace("[]", "")).collect();
-    let keys: BTreeSet<&str> = keys.iter().map(|key| key.rsplit('.').next().unwrap()).collect();
-    let (mut fields, mut words) = (0, 0);
-    for file in
-        ["src/command/check/mod.rs", "src/command/list/mod.rs", "src/command/explain/mod.rs", "src/model/lease.rs"]
-    {
-        let code = fs::read_to_string(source(file)).unwrap();
-        let types = code.split("#[derive(").skip(1).filter(|text| text.lines().next().unwrap().contains("Serialize"));
-        for text in types {
-            let (_, body) = text.split_once(" {\n").unwrap();
-            let body: Vec<&str> = body.lines().take_while(|line| *line != "}").collect();
-            let joint = if text.contains("\"kebab-case\")]\npub enum") { '-' } else { '_' };
-            let is_enum = text.lines().find(|line| line.contains('{')).unwrap().contains("enum ");
-            for (index, line) in body.iter().enumerate() {
-                let above = index.checked_sub(1).map_or("", |above| body[above]);
-                let line = line.trim().trim_start_matches("pub ");
-                if line.starts_with('#')
-                    || line.starts_with('/')
-                    || above.contains("skip)")
-                    || above.contains("flatten")
-                {
-                    continue;
-                }
-                match line.split_once(": ") {
-                    // The records' own shape is no document.
-                    Some((field, _)) if file != "src/model/lease.rs" => {
-                        fields += 1;
-                        assert!(keys.contains(field), "{file}: {field}");
-                    }
-                    None if is_enum && line.starts_with(|c: char| c.is_ascii_uppercase()) => {
-                        words += 1;
-                        let name = line.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap();
-                        let mut word = String::new();
-                        for c in name.chars() {
-                            if c.is_ascii_uppercase() && !word.is_empty() {
-                                word.push(joint);
-                            }
-                            word.push(c.to_ascii_lowercase());
-                        }
-                        assert!(names(&section, &word), "{file}: {word}");
-                    }
-                    _ => {}
-                }
-            }
-        }
+/// What a document of this schema can have: its keys as in [`collect`], and the words for one of a few.
+fn possible(schema: &Value) -> Keys {
+    let mut keys = Keys::new();
+    add_possible(schema, schema, "", &mut keys);
+    keys.remove("");
+    keys
+}
+
+fn add_possible(document: &Value, schema: &Value, place: &str, keys: &mut Keys) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let schema = document.pointer(name.trim_start_matches('#')).unwrap();
+        return add_possible(document, schema, place, keys);
     }
-    assert!(fields > 70 && words > 30, "{fields} fields, {words} words");
+    let place = &alike(place);
+    for one in ["oneOf", "anyOf", "allOf"].iter().flat_map(|of| schema[of].as_array().into_iter().flatten()) {
+        add_possible(document, one, place, keys);
+    }
+    if schema["items"].is_object() {
+        return add_possible(document, &schema["items"], &format!("{place}[]"), keys);
+    }
+    let words = schema["enum"].as_array().into_iter().flatten().chain(schema.get("const"));
+    keys.entry(place.clone()).or_default().extend(words.filter_map(|word| word.as_str().map(str::to_owned)));
+    for (key, schema) in schema["properties"].as_object().into_iter().flatten() {
+        add_possible(document, schema, format!("{place}.{key}").trim_start_matches('.'), keys);
+    }
+}
+
+#[test]
+fn every_key_and_every_word_of_the_code_is_in_the_page() {
+    let (mut keys, mut words) = (0, 0);
+    for (command, schema) in [
+        ("check", schemars::schema_for!(command::check::Report)),
+        ("list", schemars::schema_for!(command::list::Listing)),
+        ("explain", schemars::schema_for!(command::explain::Explanation)),
+    ] {
+        let (told, seen) = (told(command), possible(schema.as_value()));
+        assert_eq!(told.keys().collect::<Vec<_>>(), seen.keys().collect::<Vec<_>>(), "{command}");
+        for (key, values) in &seen {
+            // Not at each key: two may have one type, and one of them never one of its words.
+            for value in values {
+                assert!(told.values().any(|about| names(about, value)), "{command}: {key}: {value} is not in the page");
+            }
+            words += values.len();
+        }
+        keys += seen.len();
+    }
+    assert!(keys > 70 && words > 30, "{keys} keys, {words} words");
 }
 
 #[test]
@@ -444,23 +484,8 @@ fn keys_of_check() {
     let host = Host::with_pair();
     json(&host, &["check"], &mut seen);
     expect_documented("check", &seen);
-    // What a finding is about: all that stand in the code.
-    let code: String = [
-        "src/command/check/mod.rs",
-        "src/command/check/guests.rs",
-        "src/command/check/install.rs",
-        "src/command/check/platform.rs",
-    ]
-    .iter()
-    .chain(&["src/command/check/pools.rs"])
-    .map(|file| fs::read_to_string(source(file)).unwrap().split("#[cfg(test)]").next().unwrap().to_owned())
-    .collect();
-    let after = |start: &str| -> Vec<String> {
-        let texts = code.split(start).skip(1).map(str::trim_start);
-        texts.filter_map(|text| text.strip_prefix('"')?.split('"').next()).map(str::to_owned).collect()
-    };
-    let starts = ["ok(", "note(", "warning(", "failure(", "error(", "new("].map(|name| format!("Finding::{name}"));
-    let ids: BTreeSet<String> = starts.iter().flat_map(|start| after(start)).chain(after("const ID: &str =")).collect();
+    // What a finding may be about, and nothing else.
+    let ids = possible(schemars::schema_for!(command::check::Report).as_value()).remove("findings[].id").unwrap();
     let section = part(&page("vfpool.8"), "SH", "JSON");
     let told = tags(&section).into_iter().find(|(tag, _)| tag == "findings[].id").unwrap().1;
     let bold = told.lines().filter(|line| line.starts_with(".BR "));
