@@ -1,7 +1,7 @@
-//! `/usr/lib/udev/vfpool-device`: udev tells here of functions with SR-IOV.
+//! `/usr/lib/udev/vfpool-device`: udev's rules run this for functions with SR-IOV.
 //!
-//! - `vfpool-device ADDRESS`: of a PF of a pool, it is noted that its VFs are to be made, which a unit does; a VF of a pool
-//!   is bound to vfio-pci. Any other device is left alone.
+//! - `vfpool-device ADDRESS`: a PF of a pool is queued for the unit that creates its VFs; a VF of a pool is bound to
+//!   vfio-pci. Any other device is left alone.
 //! - `vfpool-device member ADDRESS`: exit status 0 if this is a VF of a pool.
 //!
 //! udev holds back what is below the device until this ends, and kills it after its own time-out (30 s where that is
@@ -12,7 +12,6 @@ use host::log::Log;
 use host::paths::Host;
 use host::queue::Queue;
 use lease::vfs::{Membership, Setup};
-use model::address::PciAddress;
 use model::error::{Error, Result};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,20 +42,23 @@ fn main() -> ExitCode {
 }
 
 fn is_member(host: &Host, log: &Log, address: &str) -> Result<bool> {
-    Ok(Setup::new(host, log).membership(address.parse()?)? == Membership::Vf)
+    let setup = Setup::new(host, log);
+    let device = setup.device(address.parse()?)?;
+    Ok(device.is_some_and(|device| matches!(setup.membership(&device), Membership::Vf(_))))
 }
 
 fn appeared(host: &Host, log: &Log, address: &str) -> Result<()> {
-    let address: PciAddress = address.parse()?;
     let setup = Setup::new(host, log).within(LIMIT);
-    match setup.membership(address)? {
+    let Some(device) = setup.device(address.parse()?)? else { return Ok(()) };
+    let queue = || Queue::Setup.put(host, &device.address.to_string());
+    match setup.membership(&device) {
         Membership::None => Ok(()),
-        Membership::Pf => Queue::Setup.put(host, &address.to_string()),
-        // The unit has more time, and nobody waits for it.
-        Membership::Vf => match setup.vf(address) {
+        Membership::Pf => queue(),
+        // The unit has more time, and nothing waits for it.
+        Membership::Vf(pool) => match setup.vf(pool, &device) {
             Ok(true) => Ok(()),
-            Ok(false) => Queue::Setup.put(host, &address.to_string()),
-            Err(error) => Queue::Setup.put(host, &address.to_string()).and(Err(error)),
+            Ok(false) => queue(),
+            Err(error) => queue().and(Err(error)),
         },
     }
 }

@@ -6,6 +6,7 @@
 //! | `turns/GUEST` | held through an event of this guest, so that two never work on the same devices |
 //! | `editing` | held by the one process that edits definitions or plugs devices through libvirt; no hook ever takes it |
 //! | `pfs/ADDRESS` | held while the VFs of this PF are made and bound; shared by those that bind a single one |
+//! | `removals/ADDRESS` | held while setup removes the VFs of this PF: no guest may claim one |
 //! | `leases/GUEST` | what the guest holds and how it was found: all that is needed to give it back |
 //! | `claims/ADDRESS` | link to the lease that owns this device now |
 //! | `attention/GUEST` | why something could not be given back |
@@ -18,6 +19,7 @@
 
 use host::log::Log;
 use host::paths::{Host, file_name, guest_name};
+use host::pci::sysfs::PciView;
 use model::address::PciAddress;
 use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState, VERSION};
@@ -267,8 +269,31 @@ impl Locked<'_> {
         Ok(None)
     }
 
+    /// Claims the VFs of a PF, of which no guest has one, until the turn ends: also that of a child whose write hangs.
+    pub(crate) fn claim_vfs_of(&self, pf: PciAddress) -> Result<Turn> {
+        let path = self.store.path("removals", &pf.to_string());
+        self.store.lock_file(&path, Duration::ZERO)?.map(Turn).ok_or_else(|| {
+            Error::new("another `vfpool setup` is removing them, or hangs in the kernel").remedy("See `dmesg`")
+        })
+    }
+
+    /// Whether a device may be claimed for a start: not a VF that setup is just removing.
+    fn expect_to_stay(&self, address: PciAddress) -> Result<()> {
+        let Some(pf) = self.store.host.physfn(address)? else { return Ok(()) };
+        let path = self.store.path("removals", &pf.to_string());
+        // There is none as long as no number of VFs was changed.
+        if !path.exists() || self.store.lock_file(&path, Duration::ZERO)?.is_some() {
+            return Ok(());
+        }
+        let what = format!("{address} is going away: `vfpool setup` is changing the number of VFs of {pf}");
+        Err(Error::new(what).remedy("Start the guest when it is done"))
+    }
+
     /// Records a lease, then claims its devices. What went wrong before a new start is over with it.
     pub(crate) fn write(&self, guest: &str, lease: &Lease) -> Result<()> {
+        if matches!(lease.state, LeaseState::Pending | LeaseState::Reserved) {
+            lease.devices.iter().try_for_each(|held| self.expect_to_stay(held.address))?;
+        }
         if lease.state == LeaseState::Pending {
             self.clear_attention(guest)?;
         }

@@ -1,21 +1,23 @@
-//! Makes the VFs of the pools, and has them on vfio-pci before a guest asks: at boot, when a PF appears, when the admin
-//! says so.
+//! Creates the VFs of the pools, and binds them to vfio-pci before a guest requests one: at boot, when a PF appears,
+//! and when the admin runs `vfpool setup`.
 //!
-//! Looks first and does only what is missing, so that it may be killed anywhere and called again, also twice at the same
-//! time. A VF that a guest or the host has is never touched; PFs that are in no pool are not either. Must not be called by
-//! a hook or a udev event for a whole PF: that takes seconds.
+//! Looks first and does only what is missing, so that it may be killed anywhere and called again, also twice at the
+//! same time. A VF that a guest or the host has is never touched; PFs that are in no pool are not either. Must not be
+//! called by a hook or a udev event for a whole PF: that takes seconds.
 //! Source: Linux `Documentation/PCI/pci-iov-howto.rst`, `Documentation/ABI/testing/sysfs-bus-pci`.
 
+use crate::life::Life;
 use crate::records::{Records, Turn};
 use host::config::pool::{Pf, Pool, Pools};
 use host::config::settings;
-use host::libvirt::networks;
+use host::files;
+use host::guard::{self, Guard};
+use host::libvirt::{networks, runtime};
 use host::log::Log;
 use host::paths::Host;
 use host::pci::bind::Binder;
-use host::pci::sysfs;
+use host::pci::{ports, sysfs};
 use host::queue::Queue;
-use host::{command, files, guard};
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::error::{Error, Result};
@@ -24,8 +26,8 @@ use model::settings::Settings;
 use model::step::VFIO_PCI;
 use std::cell::Cell;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 /// Sets up the pools of one host.
@@ -53,19 +55,19 @@ impl Report {
     }
 }
 
-/// What a udev helper is told of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Membership {
+/// What a device is to the pools.
+#[derive(Debug, Clone, Copy)]
+pub enum Membership<'s> {
     /// A PF whose VFs are in a pool.
     Pf,
-    /// A VF of a pool.
-    Vf,
+    /// A VF of this pool.
+    Vf(&'s Pool),
     /// A whole function that a pool lists, or a device of no pool: not for us to touch.
     None,
 }
 
 impl<'a> Setup<'a> {
-    /// Reads settings and pools. What is wrong with them is told by [`Setup::all`].
+    /// Reads settings and pools. [`Setup::all`] reports what is wrong with them.
     pub fn new(host: &'a Host, log: &'a Log) -> Self {
         // Settings that cannot be read count as not set: that leaves more alone, not less.
         let settings = settings::load(host).unwrap_or_else(|error| {
@@ -93,6 +95,9 @@ impl<'a> Setup<'a> {
                     has_changed |= self.pf(pool, &pf, &mut report);
                 }
             }
+        }
+        // Only now: a pool may list VFs of another pool's PF, which has just got them.
+        for pool in &self.pools.pools {
             for function in pool.functions(self.host) {
                 if let Some(address) = report.add(function) {
                     has_changed |= self.listed(pool, address, &mut report);
@@ -124,14 +129,16 @@ impl<'a> Setup<'a> {
     }
 
     fn find_pf(&self, name: &str) -> Result<(&Pool, Pf)> {
+        // Any interface of its function will do: another port, or a representor.
         let address = name.parse::<PciAddress>().ok();
+        let address = address.or_else(|| {
+            Some(name).filter(|name| is_file_name(name)).and_then(|name| ports::function_of(self.host, name))
+        });
         let mut wrong = Vec::new();
         for pool in &self.pools.pools {
             for pf in pool.pfs(self.host) {
                 match pf {
-                    Ok(pf) if Some(pf.address) == address || pf.netdev.as_deref() == Some(name) => {
-                        return Ok((pool, pf));
-                    }
+                    Ok(pf) if Some(pf.address) == address => return Ok((pool, pf)),
                     Ok(_) => {}
                     Err(error) => wrong.push(error),
                 }
@@ -145,29 +152,31 @@ impl<'a> Setup<'a> {
         )))
     }
 
-    /// What a device is to the pools. Looks at no other device.
-    pub fn membership(&self, address: PciAddress) -> Result<Membership> {
-        let Some(device) = sysfs::identity(self.host, address)? else { return Ok(Membership::None) };
-        let pools = &self.pools.pools;
-        Ok(match device.physfn {
-            Some(_) if pools.iter().any(|pool| pool.has_member(self.host, &device)) => Membership::Vf,
-            None if pools.iter().any(|pool| pool.has_pf(self.host, address)) => Membership::Pf,
-            _ => Membership::None,
-        })
+    /// The function at an address, as udev names one.
+    pub fn device(&self, address: PciAddress) -> Result<Option<PciDevice>> {
+        sysfs::identity(self.host, address)
     }
 
-    /// Binds one VF of a pool, which has just appeared; not if its PF is being set up, which has its turn. `Ok(false)`: it
-    /// has to be left to [`Setup::all`], as `new_id`, which a kernel without `driver_override` needs, takes other VFs too.
-    pub fn vf(&self, address: PciAddress) -> Result<bool> {
-        let Some(device) = sysfs::identity(self.host, address)? else { return Ok(true) };
-        let pool = self.pools.pools.iter().find(|pool| pool.has_member(self.host, &device));
-        let (Some(pool), Some(pf)) = (pool, device.physfn) else { return Ok(true) };
+    /// What a device is to the pools. Looks at no other device.
+    pub fn membership(&self, device: &PciDevice) -> Membership<'_> {
+        let mut pools = self.pools.pools.iter();
+        if device.physfn.is_some() {
+            return pools.find(|pool| pool.has_member(self.host, device)).map_or(Membership::None, Membership::Vf);
+        }
+        if pools.any(|pool| pool.has_pf(self.host, device.address)) { Membership::Pf } else { Membership::None }
+    }
+
+    /// Binds one VF of a pool, which has just appeared; not if its PF is being set up, which has its turn. `Ok(false)`:
+    /// it has to be left to [`Setup::all`], as `new_id`, which a kernel without `driver_override` needs, takes other
+    /// VFs too.
+    pub fn vf(&self, pool: &Pool, device: &PciDevice) -> Result<bool> {
+        let Some(pf) = device.physfn else { return Ok(true) };
         let Some(_turn) = self.store.try_turn_of_vf(pf)? else { return Ok(true) };
-        if !self.host.device(address).join("driver_override").exists() {
+        if !self.host.device(device.address).join("driver_override").exists() {
             return Ok(device.on_vfio);
         }
         let mut report = Report::default();
-        self.bind_all(&self.binder(pool), &[address], &mut report);
+        self.bind_all(&self.binder(pool), std::slice::from_ref(device), &mut report);
         for warning in &report.warnings {
             self.log.warning(warning);
         }
@@ -176,16 +185,16 @@ impl<'a> Setup<'a> {
 
     /// A pool may list single VFs. A whole function that it lists stays with the host until a guest takes it.
     fn listed(&self, pool: &Pool, address: PciAddress, report: &mut Report) -> bool {
-        let device = report.add(sysfs::identity(self.host, address)).flatten();
-        let Some(pf) = device.and_then(|device| device.physfn) else { return false };
+        let Some(device) = report.add(self.device(address)).flatten() else { return false };
+        let Some(pf) = device.physfn else { return false };
         let turn = report.add(self.turn(pf));
-        turn.is_some() && self.bind_all(&self.binder(pool), &[address], report)
+        turn.is_some() && self.bind_all(&self.binder(pool), &[device], report)
     }
 
     fn binder(&self, pool: &Pool) -> Binder<'_> {
         Binder {
             host: self.host,
-            is_claimed: Box::new(|address| Ok(self.store.owner(address)?.is_some())),
+            is_claimed: Box::new(|address| Ok(self.guest_with(address)?.is_some())),
             log: self.log,
             user: format!("pool '{}'", pool.name),
             limit: self.limit,
@@ -203,147 +212,184 @@ impl<'a> Setup<'a> {
         })
     }
 
+    /// The guest that has a device. A claim alone is not enough: its lease may be over, lost, or know nothing of the
+    /// device.
+    fn guest_with(&self, address: PciAddress) -> Result<Option<String>> {
+        let Some(guest) = self.store.owner(address)? else { return Ok(None) };
+        let has_it = match self.store.lease_or_none(&guest) {
+            Some(lease) => lease.held(address).is_some() && !lease.is_over(self.host),
+            None => runtime::qemu(self.host, &guest).is_some(),
+        };
+        Ok(has_it.then_some(guest))
+    }
+
     /// Sets up one PF. Whether anything changed.
     fn pf(&self, pool: &Pool, pf: &Pf, report: &mut Report) -> bool {
         let Some(_turn) = report.add(self.turn(pf.address)) else { return false };
-        let Some(owner) = report.add(self.store.owner(pf.address)) else { return false };
-        if let Some(guest) = owner {
+        let Some(guest) = report.add(self.guest_with(pf.address)) else { return false };
+        if let Some(guest) = guest {
             let why = format!("{} is left as it is: guest '{guest}' has the PF itself ({})", pf.address, pf.at);
             report.warnings.push(Error::new(why));
             return false;
         }
-        let Some(device) = report.add(self.device(pf)) else { return false };
-        let _making = Making::begin(self.host);
+        let Some(device) = report.add(self.pf_device(pf)) else { return false };
+        let _creating = Creating::begin(self.host);
         let binder = self.binder(pool);
-        // A host driver that probes a VF waits for the PF's interface. Where none does, the interface comes last: one that is
-        // up would be closed and opened again for the VFs.
-        let are_probed = device.drivers_autoprobe.is_none() || device.driver_override.is_none();
-        let mut has_changed = are_probed && report.add(self.bring_up(pf, &binder)) == Some(true);
-        has_changed |= report.add(self.make_vfs(pf, &device, &binder)) == Some(true);
-        let vfs = report.add(sysfs::vfs_of(self.host, pf.address)).unwrap_or_default();
-        has_changed |= self.bind_all(&binder, &vfs, report);
-        has_changed | (!are_probed && report.add(self.bring_up(pf, &binder)) == Some(true))
+        let mut has_changed = false;
+        // First: some drivers (bnxt_en, bnx2x) create no VFs while the interface is down, and the driver of a VF waits
+        // for it.
+        for port in pf.ports.iter().filter(|_| device.on_host_driver()) {
+            has_changed |= report.add(binder.bring_up(port)) == Some(true);
+        }
+        match self.set_number(pf, &device, &binder, report) {
+            Ok(changed) => has_changed |= changed,
+            Err(error) => {
+                let (now, wanted) = (device.numvfs, pf.vfs.wanted(device.numvfs, pf.totalvfs));
+                let what = format!("Cannot bring {} from {now} to {wanted} VFs ({})", pf.address, pf.at);
+                report.failures.push(error.during(what));
+            }
+        }
+        let vfs = report.add(self.vfs_of(pf)).unwrap_or_default();
+        has_changed | self.bind_all(&binder, &vfs, report)
     }
 
     /// A PF whose driver answers.
-    fn device(&self, pf: &Pf) -> Result<PciDevice> {
+    fn pf_device(&self, pf: &Pf) -> Result<PciDevice> {
         let gone = || Error::new(format!("Cannot set up {}: it went away ({})", pf.address, pf.at));
-        let device = sysfs::identity(self.host, pf.address)?.ok_or_else(gone)?;
+        let device = self.device(pf.address)?.ok_or_else(gone)?;
         sysfs::expect_answer(self.host, &device, self.limit)?;
-        sysfs::device(self.host, pf.address)?.ok_or_else(gone)
+        sysfs::with_driver_state(self.host, device)
     }
 
-    /// VFs of a PF that is down have no link, and libvirt refuses to set the MAC of one.
-    fn bring_up(&self, pf: &Pf, binder: &Binder) -> Result<bool> {
-        let Some(netdev) = &pf.netdev else { return Ok(false) };
-        if guard::is_up(&self.host.netdev(netdev))? {
-            return Ok(false);
+    fn vfs_of(&self, pf: &Pf) -> Result<Vec<PciDevice>> {
+        let mut vfs = Vec::new();
+        for vf in sysfs::vfs_of(self.host, pf.address)? {
+            vfs.extend(self.device(vf)?);
         }
-        let ip = self.host.path("sbin/ip");
-        let up = ["link", "set", "dev", netdev, "up"];
-        let done = if self.host.is_dry() { Ok(ExitStatus::default()) } else { command::run(&ip, &up, self.limit) };
-        let why = match done {
-            Ok(status) if status.success() => {
-                self.log.info(format_args!("{netdev}: down -> up ({})", binder.user));
-                return Ok(true);
-            }
-            Ok(status) => status.to_string(),
-            Err(why) => why,
-        };
-        Err(Error::new(format!("Cannot bring up {netdev} with {}: {why}", ip.display())).remedy("Try it by hand"))
+        Ok(vfs)
     }
 
-    /// Brings a PF to the number of VFs that its line asks for.
-    fn make_vfs(&self, pf: &Pf, device: &PciDevice, binder: &Binder) -> Result<bool> {
-        let totalvfs = sysfs::totalvfs(self.host, pf.address)?;
+    /// Brings a PF to the number of VFs that its line asks for. Whether anything changed.
+    fn set_number(&self, pf: &Pf, device: &PciDevice, binder: &Binder, report: &mut Report) -> Result<bool> {
+        let now = device.numvfs;
+        let wanted = pf.vfs.wanted(now, pf.totalvfs);
+        if wanted > pf.totalvfs {
+            return Err(Error::new(format!("it can have {}", pf.totalvfs))
+                .remedy(format!("Ask for vfs='{}' there, or allow more in the card's firmware", pf.totalvfs)));
+        }
+        let is_done = now == wanted || result_of(self.host, pf.address) == Some((wanted, now));
+        if !device.on_host_driver() {
+            return if is_done { Ok(false) } else { Err(self.without_driver(device)?) };
+        }
         let mut has_changed = false;
-        // Their own drivers are not to have them in between. A kernel without `driver_override` would keep vfio-pci off, too.
+        // Their own drivers are not to have them in between. A kernel without `driver_override` would keep vfio-pci
+        // off, too.
         if device.drivers_autoprobe == Some(true) && device.driver_override.is_some() {
             binder.set_autoprobe(pf.address, false)?;
             self.log.info(format_args!("{}: host drivers are kept from its new VFs ({})", pf.address, binder.user));
             has_changed = true;
         }
-        let now = device.numvfs;
-        let wanted = pf.vfs.wanted(now, totalvfs);
-        if wanted > totalvfs {
-            return Err(Error::new(format!("Cannot make {wanted} VFs of {}: it can have {totalvfs}", pf.address))
-                .remedy(format!("Mend {}, or allow more in the card's firmware", pf.at)));
-        }
-        if now == wanted {
+        if is_done {
             return Ok(has_changed);
         }
-        let during = |error: Error| {
-            error.during(format_args!("Cannot bring {} from {now} to {wanted} VFs ({})", pf.address, pf.at))
-        };
-        if !device.on_host_driver() {
-            let driver = device.driver.as_deref().unwrap_or("no driver");
-            let error = Error::new(format!("it is on {driver}, and only the PF's own driver makes VFs"));
-            return Err(during(error.remedy("Bind it to that, then run `vfpool setup`")));
-        }
         if now > 0 {
-            self.remove_vfs(device, binder).map_err(during)?;
+            self.remove_vfs(device, binder)?;
         }
-        binder.set_numvfs(&PciDevice { numvfs: 0, ..device.clone() }, wanted)?;
+        let without = PciDevice { numvfs: 0, ..device.clone() };
+        let created = binder.set_numvfs(&without, wanted).map_err(|error| {
+            // Better those that there were than none.
+            let again = (now > 0 && !binder.hangs.get()).then(|| binder.set_numvfs(&without, now));
+            match again {
+                None => error,
+                Some(Ok(again)) => error.but(format_args!("the PF has {again} VFs again")),
+                Some(Err(other)) => error.but(format_args!("the {now} VFs that it had are gone: {}", other.reason())),
+            }
+        })?;
         if self.host.is_dry() {
             self.log.info(format_args!("{}: its {wanted} VFs -> {VFIO_PCI} ({})", pf.address, binder.user));
             return Ok(true);
         }
-        let made = sysfs::vfs_of(self.host, pf.address)?.len();
-        if made != wanted as usize {
-            let error = Error::new(format!("its driver made {made}"));
-            return Err(during(error.remedy("See `dmesg` for the reason")));
+        self.set_result(pf.address, wanted, created)?;
+        let driver = device.driver.as_deref().unwrap_or_default();
+        let what = format!("{} has {created} VFs, and {} asks for {wanted}: ", pf.address, pf.at);
+        if created > wanted {
+            let error = Error::new(format!("{what}its driver {driver} creates no fewer"));
+            report.warnings.push(error.remedy(format!("Ask for vfs='{created}' there")));
+        } else if created < wanted {
+            let error = Error::new(format!("{what}its driver {driver} created no more"));
+            report.failures.push(error.remedy(format!("See `dmesg` for the reason, or ask for vfs='{created}' there")));
         }
         Ok(true)
     }
 
-    /// The kernel goes from one number of VFs to another only by way of none, which takes them from whoever has one.
+    /// Why a PF that is not on its own driver gets no VFs.
+    fn without_driver(&self, device: &PciDevice) -> Result<Error> {
+        let on = device.driver.as_deref().unwrap_or("no driver");
+        let error = Error::new(format!("it is on {on}, and only the PF's own driver creates VFs"));
+        let bind = "bind it to its own driver, and run `vfpool setup`";
+        Ok(match guard::of(self.host, device.address, self.limit)? {
+            Some(used) => error.but(&used).remedy(format!("{}, then {bind}", used.remedy())),
+            None => error.remedy("Bind it to its own driver, then run `vfpool setup`"),
+        })
+    }
+
+    /// The kernel goes from one number of VFs to another only by way of none, which takes them from their users.
     fn remove_vfs(&self, pf: &PciDevice, binder: &Binder) -> Result<()> {
         let vfs = sysfs::vfs_of(self.host, pf.address)?;
+        let guard = Guard::new(self.host, self.limit);
         for vf in &vfs {
-            if let Some(need) = self.need(*vf)? {
-                return Err(Error::new(format!("{vf} is in use: {need}"))
-                    .remedy(format!("{}, then run `vfpool setup`", need.remedy())));
+            let Some(device) = self.device(*vf)? else { continue };
+            if let Some(used) = host_use(&guard, &device)? {
+                return Err(Error::new(format!("{vf} is in use: {used}"))
+                    .remedy(format!("{}, then run `vfpool setup`", used.remedy())));
             }
         }
-        // No guest may take one between the look and the write.
-        let _locked = self.store.lock()?;
-        for vf in &vfs {
-            if let Some(guest) = self.store.owner(*vf)? {
-                return Err(Error::new(format!("guest '{guest}' has {vf}")).remedy("Stop it, then run `vfpool setup`"));
+        // Whoever compares leases after this finds the VFs claimed. The write may take long, and comes without the
+        // lock.
+        let _claim = {
+            let locked = self.store.lock()?;
+            for vf in &vfs {
+                if let Some(guest) = self.guest_with(*vf)? {
+                    return Err(
+                        Error::new(format!("guest '{guest}' has {vf}")).remedy("Stop it, then run `vfpool setup`")
+                    );
+                }
             }
-        }
-        binder.set_numvfs(pf, 0)
+            locked.claim_vfs_of(pf.address)?
+        };
+        binder.set_numvfs(pf, 0).map(drop)
     }
 
-    /// Why the host, or somebody through VFIO, needs a VF.
-    fn need(&self, vf: PciAddress) -> Result<Option<HostUse>> {
-        let enabled = files::read_optional(&self.host.device(vf).join("enable"))?;
-        match sysfs::identity(self.host, vf)? {
-            // Nobody has it open; to look at all processes for each of 256 VFs would take long.
-            Some(device) if device.on_vfio && enabled.as_deref() == Some("0") => Ok(None),
-            Some(device) if device.in_vfio_use => {
-                Ok(Some(guard::of(self.host, vf, self.limit)?.unwrap_or_else(HostUse::in_vfio_by_somebody)))
-            }
-            _ => guard::of(self.host, vf, self.limit),
-        }
+    fn set_result(&self, pf: PciAddress, wanted: u32, created: u32) -> Result<()> {
+        let file = result_file(self.host, pf);
+        let done = if wanted == created {
+            fs::remove_file(&file)
+                .or_else(|cause| if cause.kind() == ErrorKind::NotFound { Ok(()) } else { Err(cause) })
+        } else {
+            fs::create_dir_all(file.parent().unwrap_or(&file))
+                .and_then(|()| fs::write(&file, format!("{wanted} {created}")))
+        };
+        done.map_err(|cause| Error::io("write", &file, &cause))
     }
 
-    /// Brings VFs of one PF to vfio-pci, but for those that somebody has. Whether that changed anything.
-    fn bind_all(&self, binder: &Binder, vfs: &[PciAddress], report: &mut Report) -> bool {
-        // What is missing for all is told once.
+    /// Brings VFs of one PF to vfio-pci, but for those that are in use. Whether that changed anything.
+    fn bind_all(&self, binder: &Binder, vfs: &[PciDevice], report: &mut Report) -> bool {
+        // What all of them lack is reported once.
         let Some(first) = vfs.first() else { return false };
-        if report.add(self.expect_vfio(binder, *first)).is_none() {
+        if report.add(expect_vfio(binder, first)).is_none() {
             return false;
         }
+        let guard = Guard::new(self.host, self.limit);
         let mut has_changed = false;
         for vf in vfs {
-            match self.bind(binder, *vf) {
+            match self.bind(binder, &guard, vf) {
                 Ok(Bound::Now) => has_changed = true,
                 Ok(Bound::Already) => {}
-                Ok(Bound::Needed(need)) => report.warnings.push(Error::new(format!(
-                    "{vf} ({}) stays with the host: {need}. {}, then run `vfpool setup`",
+                Ok(Bound::InUse(used)) => report.warnings.push(Error::new(format!(
+                    "{} ({}) stays with the host: {used}. {}, then run `vfpool setup`",
+                    vf.address,
                     binder.user,
-                    need.remedy()
+                    used.remedy()
                 ))),
                 Err(error) => report.failures.push(error),
             }
@@ -351,52 +397,71 @@ impl<'a> Setup<'a> {
         has_changed
     }
 
-    fn expect_vfio(&self, binder: &Binder, vf: PciAddress) -> Result<()> {
-        if sysfs::identity(self.host, vf)?.is_some_and(|device| device.group.is_none()) {
-            return Err(Error::new(format!("Cannot bind {vf} ({}) to {VFIO_PCI}: it has no IOMMU group", binder.user))
-                .remedy(
-                    "Switch the IOMMU on, in the firmware and with intel_iommu=on (Intel) on the kernel's command line",
-                ));
-        }
-        binder.load_vfio()
-    }
-
-    fn bind(&self, binder: &Binder, vf: PciAddress) -> Result<Bound> {
-        let gone = || Error::new(format!("Cannot bind {vf} ({}): it went away", binder.user));
-        let device = sysfs::identity(self.host, vf)?.ok_or_else(gone)?;
-        if device.on_vfio || self.store.owner(vf)?.is_some() {
+    fn bind(&self, binder: &Binder, guard: &Guard, device: &PciDevice) -> Result<Bound> {
+        let vf = device.address;
+        if device.on_vfio || self.guest_with(vf)?.is_some() {
             return Ok(Bound::Already);
         }
         if device.on_host_driver() {
-            sysfs::expect_answer(self.host, &device, self.limit)?;
-            let need = if self.settings.allows(vf) { None } else { self.need(vf)? };
-            if let Some(need) = need {
-                return Ok(Bound::Needed(need));
+            sysfs::expect_answer(self.host, device, self.limit)?;
+            if !self.settings.allows(vf) {
+                if let Some(used) = host_use(guard, device)? {
+                    return Ok(Bound::InUse(used));
+                }
             }
         }
-        let device = sysfs::device(self.host, vf)?.ok_or_else(gone)?;
+        let device = sysfs::with_driver_state(self.host, device.clone())?;
         binder.probe_vfio(&device)?;
-        match sysfs::driver_of(self.host, vf)? {
-            now if now.as_deref() == Some(VFIO_PCI) || self.host.is_dry() => {
-                let before = device.driver.as_deref().unwrap_or("no driver");
-                self.log.info(format_args!("{vf}: {before} -> {VFIO_PCI} ({})", binder.user));
-                Ok(Bound::Now)
-            }
-            now => {
-                let now = now.as_deref().unwrap_or("no driver");
-                let what =
-                    format!("Cannot bind {vf} ({}): {VFIO_PCI} does not take it, it is on {now} now", binder.user);
-                Err(Error::new(what).remedy("See `dmesg` for the reason"))
-            }
+        let now = sysfs::driver_of(self.host, vf)?;
+        if now.as_deref() == Some(VFIO_PCI) || self.host.is_dry() {
+            let before = device.driver.as_deref().unwrap_or("no driver");
+            self.log.info(format_args!("{vf}: {before} -> {VFIO_PCI} ({})", binder.user));
+            return Ok(Bound::Now);
         }
+        let now = now.as_deref().unwrap_or("no driver");
+        let what = format!("Cannot bind {vf} ({}): {VFIO_PCI} does not take it, it is on {now} now", binder.user);
+        Err(Error::new(what).remedy("See `dmesg` for the reason"))
     }
 }
 
-/// As long as this is there, udev's rules start no helper for each new VF. One that a killed setup has left goes with the
-/// next one.
-struct Making(Option<PathBuf>);
+/// What the host, or a program through VFIO, uses a VF for.
+fn host_use(guard: &Guard, vf: &PciDevice) -> Result<Option<HostUse>> {
+    let used = guard.of(vf.address)?;
+    Ok(used.or_else(|| vf.in_vfio_use.then(HostUse::in_vfio_by_somebody)))
+}
 
-impl Making {
+fn expect_vfio(binder: &Binder, vf: &PciDevice) -> Result<()> {
+    if vf.group.is_none() {
+        let what = format!("Cannot bind {} ({}) to {VFIO_PCI}: it has no IOMMU group", vf.address, binder.user);
+        return Err(Error::new(what).remedy(
+            "Switch the IOMMU on, in the firmware and with intel_iommu=on (Intel) on the kernel's command line",
+        ));
+    }
+    binder.load_vfio()
+}
+
+/// What came of the last change of a PF's number of VFs, if that was another number than asked for: the numbers asked
+/// for and created. Another try would end in the same, so it is reported once and then left alone.
+pub fn result_of(host: &Host, pf: PciAddress) -> Option<(u32, u32)> {
+    let text = files::read_optional(&result_file(host, pf)).ok()??;
+    let (wanted, created) = text.split_once(' ')?;
+    Some((wanted.parse().ok()?, created.parse().ok()?))
+}
+
+fn result_file(host: &Host, pf: PciAddress) -> PathBuf {
+    host.state().join("results").join(pf.to_string())
+}
+
+/// Whether this can be the name of a file in `/sys/class/net`.
+fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains('/')
+}
+
+/// As long as this is there, udev's rules start no helper for each new VF. One that a killed setup has left goes with
+/// the next one.
+struct Creating(Option<PathBuf>);
+
+impl Creating {
     fn begin(host: &Host) -> Self {
         let path = host.state().join("making-vfs");
         if host.is_dry() {
@@ -408,7 +473,7 @@ impl Making {
     }
 }
 
-impl Drop for Making {
+impl Drop for Creating {
     fn drop(&mut self) {
         let _ = self.0.as_ref().map(fs::remove_file);
     }
@@ -417,5 +482,5 @@ impl Drop for Making {
 enum Bound {
     Now,
     Already,
-    Needed(HostUse),
+    InUse(HostUse),
 }

@@ -40,6 +40,12 @@ impl Error {
         Self { reason: one_line(&format!("{what}: {}", self.reason)), ..self }
     }
 
+    /// The same error with what else is so put after it.
+    #[must_use]
+    pub fn but(self, what: impl fmt::Display) -> Self {
+        Self { reason: one_line(&format!("{}; {what}", self.reason)), ..self }
+    }
+
     /// What to do about it, where that is told apart.
     pub fn what_to_do(&self) -> Option<&str> {
         self.remedy.as_deref()

@@ -74,6 +74,11 @@ impl Host {
         }
     }
 
+    /// How a driver answers from now on: lines of its table, see `answers` in `kernel.rs`.
+    pub fn driver_answers(&self, driver: &str, lines: &str) {
+        self.append(&format!("hw/drivers/{driver}"), &format!("\n{lines}"));
+    }
+
     /// Makes vfio-pci a module that is not loaded, with this `modprobe`: a shell script, in which `load` loads it.
     pub fn vfio_is_a_module(&self, modprobe: &str) {
         fs::rename(self.path("sys/bus/pci/drivers/vfio-pci"), self.path("hw/vfio-pci")).unwrap();
@@ -147,6 +152,26 @@ impl Host {
         for address in addresses {
             self.append("addresses", &format!("{name} {address}\n"));
         }
+    }
+
+    /// Gives a device an interface as virtio has it: below a device of another bus.
+    pub fn virtio_netdev(&self, device: &str, name: &str, is_up: bool) {
+        let bus = format!("{}/virtio3", self.tree.device(device).unwrap());
+        let folder = format!("{bus}/net/{name}");
+        self.tree.put(&format!("{folder}/flags"), if is_up { "0x1003\n" } else { "0x1002\n" });
+        self.tree.link(&format!("{folder}/subsystem"), "sys/class/net");
+        self.tree.link(&format!("{folder}/device"), &bus);
+        self.tree.link(&format!("sys/class/net/{name}"), &folder);
+    }
+
+    /// Changes an attribute of a device, as hardware or firmware do.
+    pub fn put_attribute(&self, device: &str, name: &str, text: &str) {
+        self.tree.put(&format!("{}/{name}", self.tree.device(device).unwrap()), text);
+    }
+
+    /// The VFs of a PF go, as when its driver is loaded again.
+    pub fn remove_vfs(&self, pf: &str) {
+        self.tree.remove_vfs(pf);
     }
 
     /// Puts an interface of no device (a bridge, a bond, a VLAN) above another: as `master` or as `upper_NAME`.

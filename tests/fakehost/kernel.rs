@@ -3,7 +3,7 @@
 //!
 //! | file in the root | what |
 //! |---|---|
-//! | `hw/drivers/NAME` | a driver's id table, and whether it removes its VFs when it goes |
+//! | `hw/drivers/NAME` | a driver's id table, and how it answers, see [`Kernel::set_numvfs`] and [`Kernel::unbind`] |
 //! | `hw/dynids/NAME` | the ids that `new_id` added |
 //! | `hw/sriov/PF` | the VFs that a PF can have |
 //! | `addresses` | the interfaces' addresses, for getifaddrs(3) |
@@ -124,7 +124,7 @@ unsafe fn open_at(folder: c_int, path: *const c_char, flags: c_int, mode: mode_t
         match kernel.fault("open", &file, "") {
             Some(Fault::Errno(errno)) => Err(errno),
             Some(Fault::Hang(line)) => kernel.hang(&line, real),
-            Some(Fault::Ignore) | None => real(),
+            Some(Fault::Ignore | Fault::Probe) | None => real(),
         }
     });
     i32::try_from(result).unwrap()
@@ -252,7 +252,8 @@ pub unsafe extern "C" fn freeifaddrs(mut list: *mut ifaddrs) {
     }
 }
 
-/// A line of `faults`: `VERB errno NAME PATH [VALUE]`, `VERB hang PATH [VALUE]` or `VERB ignore PATH [VALUE]`.
+/// A line of `faults`: `VERB errno NAME PATH [VALUE]`, `VERB hang PATH [VALUE]`, `VERB ignore PATH [VALUE]`, or
+/// `VERB probe PATH [VALUE]`: right before the attribute is written, the kernel itself probes its device.
 ///
 /// VERB is `open` (of what is there already), `create`, `write`, `rename`, `symlink`, `unlink` or `mkdir`. PATH is the
 /// end of the file's real path, VALUE what is written. A hang ends when its line is taken out of the file, and then the
@@ -261,6 +262,7 @@ enum Fault {
     Errno(Errno),
     Hang(String),
     Ignore,
+    Probe,
 }
 
 struct Kernel {
@@ -298,10 +300,15 @@ impl Kernel {
                     "ENODEV" => Errno::ENODEV,
                     "ENOMEM" => Errno::ENOMEM,
                     "ENOSPC" => Errno::ENOSPC,
+                    "ENOENT" => Errno::ENOENT,
+                    "ENOSYS" => Errno::ENOSYS,
+                    "EPERM" => Errno::EPERM,
+                    "EOPNOTSUPP" => Errno::EOPNOTSUPP,
                     other => panic!("faults: {other}"),
                 }),
                 "hang" => Fault::Hang(line.to_owned()),
                 "ignore" => Fault::Ignore,
+                "probe" => Fault::Probe,
                 other => panic!("faults: {other}"),
             };
             let end = field.next()?;
@@ -316,6 +323,10 @@ impl Kernel {
             Some(Fault::Errno(errno)) => Err(errno),
             Some(Fault::Ignore) => self.step(&what, || Ok(0)),
             Some(Fault::Hang(line)) => self.hang(&line, || self.step(&what, &make)),
+            Some(Fault::Probe) => {
+                self.probe(file.rsplit('/').nth(1).unwrap());
+                self.step(&what, make)
+            }
             None => self.step(&what, make),
         }
     }
@@ -439,6 +450,13 @@ impl Kernel {
             }
         }
         self.tree.bind(address, driver);
+        if self.answers(driver, "vfs-need-link").is_some() {
+            // A new interface is down.
+            let folder = format!("{}/net", self.tree.device(address).unwrap());
+            for name in self.tree.names(&folder) {
+                self.tree.put(&format!("{folder}/{name}/flags"), "0x1002\n");
+            }
+        }
         Ok(())
     }
 
@@ -513,7 +531,8 @@ impl Kernel {
             return Ok(());
         }
         // Without a driver, or with one that has no sriov_configure (vfio-pci's is switched off).
-        if self.tree.driver(pf).is_none_or(|driver| driver == "vfio-pci") {
+        let driver = self.tree.driver(pf).filter(|driver| driver != "vfio-pci").ok_or(Errno::ENOENT)?;
+        if self.answers(&driver, "no-vfs").is_some() {
             return Err(Errno::ENOENT);
         }
         if count == 0 {
@@ -523,12 +542,32 @@ impl Kernel {
         if now > 0 {
             return Err(Errno::EBUSY);
         }
+        if let Some(answer) = self.answers(&driver, "vfs-need-link") {
+            let folder = format!("{}/net", self.tree.device(pf).unwrap());
+            let flags = |name: &String| self.tree.get(format!("{folder}/{name}/flags")).unwrap_or_default();
+            if !self.tree.names(&folder).iter().any(|name| flags(name) == "0x1003") {
+                return if answer == "EINVAL" { Err(Errno::EINVAL) } else { Ok(()) };
+            }
+        }
         let vfs = self.tree.vfs(pf);
-        self.tree.make_vfs(pf, count as usize);
-        for vf in vfs.iter().take(count as usize) {
+        let count = match (self.answers(&driver, "vfs-at-most"), self.answers(&driver, "vfs-at-least")) {
+            (Some(most), _) => (count as usize).min(most.parse().unwrap()),
+            (_, Some(least)) => (count as usize).max(least.parse().unwrap()),
+            _ => count as usize,
+        };
+        self.tree.make_vfs(pf, count);
+        for vf in vfs.iter().take(count) {
             self.probe(&vf.address);
         }
         Ok(())
+    }
+
+    /// How a driver answers, by a line `NAME VALUE` of its table: `vfs-need-link EINVAL` (bnx2x) or `vfs-need-link
+    /// nothing` (`bnxt_en`), `vfs-at-least N` (QAT, which creates all it can), `vfs-at-most N`, and `no-vfs -`
+    /// (mlx4_core, igb_uio).
+    fn answers(&self, driver: &str, name: &str) -> Option<String> {
+        let table = self.tree.get(format!("hw/drivers/{driver}"))?;
+        table.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
     }
 }
 

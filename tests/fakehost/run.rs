@@ -76,6 +76,12 @@ fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
 }
 
 impl Running {
+    /// Kills it as `kill -9`. A child that hangs in the kernel stays.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Waits for the end of the program, and as libvirt for the end of each of its pipes: a child that is left behind
     /// with one of them fails the test.
     pub fn wait(mut self) -> Outcome {

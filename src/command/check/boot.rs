@@ -1,6 +1,6 @@
 //! How this distribution changes the kernel's command line, and has packages installed again.
-//! Sources: os-release(5); RHEL 7 Virtualization Deployment and Administration Guide, 16.1; RHEL 8 "Managing, monitoring and
-//! updating the kernel", "Configuring kernel command-line parameters".
+//! Sources: os-release(5); RHEL 7 Virtualization Deployment and Administration Guide, 16.1; RHEL 8 "Managing,
+//! monitoring and updating the kernel", "Configuring kernel command-line parameters".
 
 use host::files;
 use host::paths::Host;

@@ -1,6 +1,6 @@
 //! What the package brings: the hook and whether libvirtd knows it, units, udev's rule, the state's folder.
-//! Sources: libvirt `docs/hooks.rst`, `src/util/virhook.c` (hooks are looked for at the start and at SIGHUP, and have to be
-//! executable then); systemd.unit(5); udev(7).
+//! Sources: libvirt `docs/hooks.rst`, `src/util/virhook.c` (hooks are looked for at the start and at SIGHUP, and have
+//! to be executable then); systemd.unit(5); udev(7).
 
 use super::{Finding, Id, Severity, boot};
 use host::paths::Host;
@@ -63,8 +63,8 @@ impl Systemd {
         self.0.get(unit)?.get(name).map(String::as_str)
     }
 
-    /// When systemd last started this unit or had it reload; a second is the best it tells. It forgets the run of `ExecReload`
-    /// when it reads its units again, and older ones tell of no change of state.
+    /// When systemd last started this unit or had it reload; a second is the best it tells. It forgets the run of
+    /// `ExecReload` when it reads its units again, and older ones tell of no change of state.
     fn reloaded(&self, unit: &str) -> Option<SystemTime> {
         let run = self.property(unit, "ExecReload").and_then(|run| run.split_once("start_time=[")?.1.split(']').next());
         let change = self.property(unit, "StateChangeTimestamp");
@@ -214,8 +214,8 @@ fn another_hook(hook: &Path, own: &Path, daemon: &Daemon) -> Finding {
         .cured_by(format!("{}: that one is kept, and called after it", daemon.then_reload("vfpool hook install")))
 }
 
-/// AppArmor's profile of libvirtd runs what stands right in these folders unconfined. In the hooks' own folder, a program is
-/// within libvirtd's limits, in which no module can be loaded; elsewhere, it is not run.
+/// AppArmor's profile of libvirtd runs what stands right in these folders unconfined. In the hooks' own folder, a
+/// program is within libvirtd's limits, in which no module can be loaded; elsewhere, it is not run.
 fn confinement(host: &Host, hook: &Path, own: &Path, link: &str) -> Option<Finding> {
     let file = host.path("sys/kernel/security/apparmor/profiles");
     let profiles = files::read(&file).ok()?;

@@ -1,8 +1,8 @@
 //! `vfpool check`: whether this host is ready, and what to do where it is not.
 //!
-//! Looks and changes nothing, takes no lock, and asks libvirt nothing, so that it works when libvirtd is down. Each finding
-//! says what is so, what shows it, and what cures it on this very host: a command in backquotes cures it when it is run as
-//! it stands. What a guest's start would refuse is told here before the start does.
+//! Looks and changes nothing, takes no lock, and asks libvirt nothing, so that it works when libvirtd is down. Each
+//! finding says what is so, what shows it, and what cures it on this very host: a command in backquotes cures it when
+//! it is run as it stands. What a guest's start would refuse is told here before the start does.
 
 mod boot;
 mod guests;
@@ -235,8 +235,8 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// The first device of a group that the guard would keep from a guest which has these devices, and why. What another
-    /// guest has now is no matter of the host's.
+    /// The first device of a group that the guard would keep from a guest which has these devices, and why. What
+    /// another guest has now is no matter of the host's.
     fn guard(&self, own: &[Assigned], group: u32) -> Result<Option<(PciAddress, HostUse)>> {
         for member in sysfs::group_members(self.host, group)? {
             let Some(device) = sysfs::identity(self.host, member)? else { continue };

@@ -100,8 +100,8 @@ fn words_of<'a>(words: &[String], searched: &[&'a str]) -> Vec<&'a str> {
     searched.iter().copied().filter(|searched| words.iter().any(|word| word == searched)).collect()
 }
 
-/// Without remapping, a device of a guest can send the host any interrupt, so VFIO gives none away unless it is told that
-/// this may be.
+/// Without remapping, a device of a guest can send the host any interrupt, so VFIO gives none away unless it is told
+/// that this may be.
 fn interrupts(host: &Host, words: &[String]) -> Vec<Finding> {
     const ID: Id = Id::InterruptRemapping;
     const RISK: &str = "a guest can send interrupts to the host and to other guests through its device";
@@ -133,8 +133,8 @@ fn interrupts(host: &Host, words: &[String]) -> Vec<Finding> {
     } else {
         let conf = host.path("etc/modprobe.d/vfpool.conf");
         format!(
-            "Use other hardware. If all guests are trusted, run `echo 'options vfio_iommu_type1 allow_unsafe_interrupts=1' \
-             >{}; modprobe vfio_iommu_type1; echo 1 >{}`",
+            "Use other hardware. If all guests are trusted, run `echo 'options vfio_iommu_type1 \
+             allow_unsafe_interrupts=1' >{}; modprobe vfio_iommu_type1; echo 1 >{}`",
             conf.display(),
             parameter.display()
         )
@@ -199,13 +199,15 @@ fn vfio(host: &Host) -> Finding {
         return Finding::failure(ID, format!("This kernel has no {VFIO_PCI}, which gives devices to guests"))
             .shown_by(format!("{} does not list it", modules.join("modules.dep").display()))
             .cured_by(format!(
-                "Install the package with the rest of the modules of kernel {release}, or boot a kernel that has {VFIO_PCI}"
+                "Install the package with the rest of the modules of kernel {release}, or boot a kernel that has \
+                 {VFIO_PCI}"
             ));
     }
     // As `modprobe -b` obeys them.
     let forbids = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        matches!(words.as_slice(), ["blacklist", module] | ["install", module, ..] if module.replace('-', "_") == "vfio_pci")
+        let is_ours = |module: &str| module.replace('-', "_") == "vfio_pci";
+        matches!(words.as_slice(), ["blacklist", module] | ["install", module, ..] if is_ours(module))
     };
     let files = settings_with(host, &forbids);
     if let Some(file) = files.first() {

@@ -5,6 +5,7 @@ use host::config::pool::{Pf, Pool};
 use host::guard;
 use host::libvirt::networks;
 use host::pci::sysfs;
+use lease::vfs;
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::domain::Assigned;
@@ -66,19 +67,21 @@ impl Context<'_> {
         if let Err(error) = sysfs::expect_answer(host, &device, self.settings.deadline()) {
             return Ok(vec![Finding::error(Id::Pf, Severity::Failure, &error)]);
         }
-        let mut findings = Vec::new();
         if !device.on_host_driver() {
-            findings.push(self.without_driver(&device));
+            // Setup cannot change anything before.
+            return Ok(vec![self.without_driver(&device)?]);
         }
+        let mut findings = Vec::new();
         let setup = format!("Run `vfpool setup {address}`");
-        if let Some(netdev) = &pf.netdev {
-            if !guard::is_up(&host.netdev(netdev))? {
-                findings.push(
-                    Finding::failure(Id::Pf, format!("PF {address} is down ({netdev}), so that its VFs have no link"))
-                        .shown_by_file(host.netdev(netdev).join("flags"))
-                        .cured_by(&setup),
-                );
+        for netdev in &pf.ports {
+            if guard::is_up(&host.netdev(netdev))? {
+                continue;
             }
+            findings.push(
+                Finding::failure(Id::Pf, format!("PF {address} is down ({netdev}), so its VFs have no link"))
+                    .shown_by_file(host.netdev(netdev).join("flags"))
+                    .cured_by(&setup),
+            );
         }
         let Some(device) = sysfs::device(host, address)? else { return Ok(findings) };
         findings.extend(self.vfs(pf, &device, &setup)?);
@@ -86,7 +89,7 @@ impl Context<'_> {
     }
 
     /// udev gives its interface the name that pools know, before the setup uses it.
-    fn without_driver(&self, pf: &PciDevice) -> Finding {
+    fn without_driver(&self, pf: &PciDevice) -> Result<Finding> {
         let (address, folder) = (pf.address, self.host.device(pf.address));
         let probe = self.host.drivers_probe();
         let (folder, probe) = (folder.display(), probe.display());
@@ -94,15 +97,22 @@ impl Context<'_> {
         let unbind =
             if pf.driver.is_some() { format!("; echo {address} >{folder}/driver/unbind") } else { String::new() };
         let on = pf.driver.as_deref().unwrap_or("no driver");
-        Finding::failure(Id::Pf, format!("PF {address} is on {on}, and only its own driver makes VFs"))
-            .shown_by(format!("{folder}/driver"))
-            .cured_by(format!("Run `{clear}{unbind}; echo {address} >{probe}; udevadm settle; vfpool setup {address}`"))
+        let what = format!("PF {address} is on {on}, and only its own driver creates VFs");
+        let shown = format!("{folder}/driver");
+        if let Some(used) = guard::of(self.host, address, self.settings.deadline())? {
+            return Ok(Finding::failure(Id::Pf, format!("{what}; {used}")).shown_by(shown).cured_by(format!(
+                "{}, then bind it to its own driver, and run `vfpool setup {address}`",
+                used.remedy()
+            )));
+        }
+        let command = format!("{clear}{unbind}; echo {address} >{probe}; udevadm settle; vfpool setup {address}");
+        Ok(Finding::failure(Id::Pf, what).shown_by(shown).cured_by(format!("Run `{command}`")))
     }
 
     /// How many VFs the PF has, and whether they are ready.
     fn vfs(&self, pf: &Pf, device: &PciDevice, setup: &str) -> Result<Vec<Finding>> {
         let (host, address, now) = (self.host, pf.address, device.numvfs);
-        let totalvfs = sysfs::totalvfs(host, address)?;
+        let totalvfs = pf.totalvfs;
         let folder = host.device(address);
         let wanted = pf.vfs.wanted(now, totalvfs);
         let mut findings = Vec::new();
@@ -114,6 +124,16 @@ impl Context<'_> {
                     .cured_by(format!(
                         "Ask for vfs='max' there, or allow more in the card's firmware, then {}",
                         lower(setup)
+                    )),
+            );
+        } else if vfs::result_of(host, address) == Some((wanted, now)) {
+            let state = if now < wanted { Severity::Failure } else { Severity::Warning };
+            let what = format!("PF {address} has {now} VFs: its driver was asked for {wanted}, by {}", pf.at);
+            findings.push(
+                Finding::new(Id::Vfs, state, what)
+                    .shown_by(format!("{} is {now}", folder.join("sriov_numvfs").display()))
+                    .cured_by(format!(
+                        "See `dmesg` for the reason. If it cannot have others, ask for vfs='{now}' there"
                     )),
             );
         } else if wanted != now {

@@ -9,7 +9,7 @@ mod text;
 
 use host::libvirt::{definitions, runtime};
 use host::paths::Host;
-use host::pci::{bind, sysfs};
+use host::pci::{bind, ports};
 use lease::{Acquired, Leases, Preview};
 use model::address::{PciAddress, PciId};
 use model::error::{Error, Result};
@@ -398,7 +398,7 @@ fn is_guest(host: &Host, leases: &Leases, name: &str) -> Result<bool> {
 
 fn device_of(host: &Host, name: &str) -> Option<PciAddress> {
     let is_netdev = !name.is_empty() && !name.contains('/');
-    name.parse().ok().or_else(|| is_netdev.then(|| sysfs::function_of(host, name)).flatten())
+    name.parse().ok().or_else(|| is_netdev.then(|| ports::function_of(host, name)).flatten())
 }
 
 impl Start {

@@ -369,19 +369,17 @@ impl View<'_> {
     fn pf(&self, pool: &Pool, name: &PfName, vfs: Vfs, pf: Result<Pf>, errors: &mut Vec<Error>) -> PfView {
         let found = pf.and_then(|pf| {
             let device = self.snapshot.identity(pf.address)?;
-            let told = errors.len();
-            let members = pool.vfs(self.snapshot, &pf, errors)?;
-            // Those that are told of are there, in another pool.
-            let now = u32::try_from(members.len() + errors.len() - told).unwrap_or(u32::MAX);
+            let (members, elsewhere) = pool.vfs(self.snapshot, &pf)?;
+            let now = u32::try_from(members.len() + elsewhere).unwrap_or(u32::MAX);
             let guest = self.store.owner(pf.address)?;
-            let wanted = vfs.wanted(now, sysfs::totalvfs(self.host, pf.address)?);
+            let wanted = vfs.wanted(now, pf.totalvfs);
             Ok((pf, device, members, guest, wanted.saturating_sub(now)))
         });
         match found {
             Ok((pf, device, members, guest, missing)) => PfView {
                 name: name.to_string(),
                 address: Some(pf.address),
-                netdev: pf.netdev,
+                netdev: pf.ports.into_iter().next(),
                 driver: device.as_ref().and_then(|device| device.driver.clone()),
                 iommu_group: device.and_then(|device| device.group),
                 numa_node: self.numa_node(pf.address),

@@ -4,7 +4,7 @@ use crate::config::pool::file::{AddressXml, PfXml};
 use crate::config::pool::{Pool, Pools};
 use crate::files;
 use crate::paths::Host;
-use crate::pci::sysfs;
+use crate::pci::{ports, sysfs};
 use model::error::Error;
 use model::text::shell_word;
 use serde::Deserialize;
@@ -27,7 +27,8 @@ struct Forward {
     address: Vec<AddressXml>,
 }
 
-/// A warning for each of libvirt's networks that has a device of a pool: libvirt hands it out without asking whose it is.
+/// A warning for each of libvirt's networks that has a device of a pool: libvirt hands it out without asking whose it
+/// is.
 pub fn shared_with(pools: &Pools, host: &Host) -> Vec<Error> {
     let folder = host.path("etc/libvirt/qemu/networks");
     let mut warnings = Vec::new();
@@ -43,12 +44,13 @@ pub fn shared_with(pools: &Pools, host: &Host) -> Vec<Error> {
             let is_active = host.path("run/libvirt/network").join(file).exists();
             let destroy = if is_active { format!("virsh net-destroy {shell_word} && ") } else { String::new() };
             warnings.push(Error::new(format!(
-                "libvirt's network '{name}' and pool '{}' both have {shared}, so a guest of one may get what a guest of the \
-                 other is to have",
+                "libvirt's network '{name}' and pool '{}' both have {shared}, so a guest of one may get what a guest \
+                 of the other is to have",
                 pool.name
             ))
             .remedy(format!(
-                "Use the pool in the network's place and run `{destroy}virsh net-undefine {shell_word}`, or take {shared} out of {}",
+                "Use the pool in the network's place and run `{destroy}virsh net-undefine {shell_word}`, or take \
+                 {shared} out of {}",
                 pool.file.display()
             )));
         }
@@ -63,7 +65,7 @@ impl Network {
             return None;
         }
         let pf = self.forward.pf.iter().filter_map(|pf| pf.dev.as_ref()).find_map(|dev| {
-            let address = sysfs::function_of(host, dev)?;
+            let address = ports::function_of(host, dev)?;
             let is_vf = |vf| sysfs::identity(host, vf).is_ok_and(|vf| vf.is_some_and(|vf| vf.physfn == Some(address)));
             let has_vf = || pool.functions(host).into_iter().flatten().any(is_vf);
             (pool.has_pf(host, address) || has_vf()).then(|| format!("VFs of the PF {dev}"))

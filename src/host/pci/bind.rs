@@ -1,13 +1,13 @@
 //! Moves one device from its host driver to vfio-pci, and back.
 //!
-//! Each function looks at the device first and does only what is missing, so that it can be called again after a kill at
-//! any point. Whether the device is ours to touch has been decided, and recorded, before.
+//! Each function looks at the device first and does only what is missing, so that it can be called again after a kill
+//! at any point. Whether the device is ours to touch has been decided, and recorded, before.
 //! Source: Linux `Documentation/ABI/testing/sysfs-bus-pci`: `driver_override`, `new_id`, `remove_id`, `bind`, `unbind`.
 
 use crate::log::Log;
 use crate::paths::Host;
-use crate::pci::sysfs;
-use crate::{command, files, open_files};
+use crate::pci::{ports, sysfs};
+use crate::{command, files, guard, open_files};
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::error::{Error, Result};
@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 /// The PF's switch for host drivers on new VFs, from kernel 4.12 on.
@@ -42,8 +43,8 @@ fn dynamic_id(device: &PciDevice) -> String {
     format!("{:04x} {:04x}", device.id.vendor, device.id.device)
 }
 
-/// What takes a device off its driver and offers it to vfio-pci, which has to be loaded. A device that has an override keeps
-/// the new one: until somebody clears it, no host driver takes the device.
+/// What takes a device off its driver and offers it to vfio-pci, which has to be loaded. A device that has an override
+/// keeps the new one: until somebody clears it, no host driver takes the device.
 fn to_vfio(device: &PciDevice) -> Vec<Step> {
     let unbind = device.driver.clone().map(Step::Unbind);
     let Some(current) = &device.driver_override else { return unbind.into_iter().chain([Step::BindById]).collect() };
@@ -101,7 +102,7 @@ impl Binder<'_> {
     fn carry_out(&self, device: &PciDevice, steps: &[Step]) -> Result<()> {
         for step in steps {
             match step {
-                Step::RemoveVfs { .. } => self.set_numvfs(device, 0)?,
+                Step::RemoveVfs { .. } => drop(self.set_numvfs(device, 0)?),
                 Step::LoadVfio => self.load_vfio()?,
                 Step::Unbind(_) => self.unbind(device)?,
                 Step::BindById => self.bind_by_id(device)?,
@@ -112,11 +113,23 @@ impl Binder<'_> {
                 }
             }
         }
+        let is_offered = steps.iter().any(|step| matches!(step, Step::Probe | Step::BindById));
+        if is_offered && device.driver.is_none() && !self.host.is_dry() {
+            // The kernel announces a new device before it probes it: a host driver may have bound after our look. This
+            // time the device has a driver, so that it ends here.
+            if sysfs::driver_of(self.host, device.address)?.is_none_or(|driver| driver == VFIO_PCI) {
+                return Ok(());
+            }
+            let now = sysfs::device(self.host, device.address)?;
+            if let Some(now) = now.filter(|now| now.id == device.id && now.on_host_driver()) {
+                return self.carry_out(&now, &to_vfio(&now));
+            }
+        }
         Ok(())
     }
 
-    /// Gives a device back as it was found. A managed device is libvirt's to give back as long as its part of a stop is not
-    /// over (`libvirt_done`); `Ok(false)`: it has not done so yet.
+    /// Gives a device back as it was found. A managed device is libvirt's to give back as long as its part of a stop is
+    /// not over (`libvirt_done`); `Ok(false)`: it has not done so yet.
     pub fn reattach(&self, held: &HeldDevice, libvirt_done: bool) -> Result<bool> {
         let Some(device) = self.find(held)? else {
             if held.role != Role::Vf {
@@ -180,9 +193,9 @@ impl Binder<'_> {
         self.carry_out(device, &to_vfio(device))
     }
 
-    /// For kernels without `driver_override`. `new_id` makes vfio-pci take every device of this kind that has no driver, so
-    /// the others which it took are let go, and the id goes away again. What a guest has claimed is at the same time being
-    /// taken for that guest.
+    /// For kernels without `driver_override`. `new_id` makes vfio-pci take every device of this kind that has no
+    /// driver, so the others which it took are let go, and the id goes away again. What a guest has claimed is at the
+    /// same time being taken for that guest.
     fn bind_by_id(&self, device: &PciDevice) -> Result<()> {
         let driver = self.host.driver(VFIO_PCI);
         let id = dynamic_id(device);
@@ -271,14 +284,14 @@ impl Binder<'_> {
         self.write(&self.host.device(device.address).join("driver_override"), value)
     }
 
-    /// A VF made anew where host drivers cannot be kept from probing it: that nobody has chosen.
+    /// A VF that was created again where host drivers cannot be kept from probing it: nobody has chosen its driver.
     fn is_probed_vf(&self, device: &PciDevice, held: &HeldDevice) -> bool {
         let has_switch = |pf| self.host.device(pf).join(AUTOPROBE).exists();
         held.role == Role::Vf && device.physfn.is_some_and(|pf| !has_switch(pf))
     }
 
-    /// A driver binds only what its id table or `driver_override` tells it to. A VF that is made anew has lost what an
-    /// override, cleared since, once did for it; so the override does that again, and is restored.
+    /// A driver binds only what its id table or `driver_override` tells it to. A VF that was created again has lost
+    /// what an override, cleared since, once did for it; so the override does that again, and is restored.
     fn bind_host(&self, device: &PciDevice, driver: &str, held: &HeldDevice) -> Result<()> {
         let bind = self.host.driver(driver).join("bind");
         let address = device.address.to_string();
@@ -293,28 +306,28 @@ impl Binder<'_> {
         }
     }
 
-    /// Makes the VFs again that went when their PF was taken. They are not probed by the host's drivers: each gets the
-    /// driver it had, by its own record. Kernels that have no such switch probe them, which is what they did when the VFs
-    /// were first made.
+    /// Creates the VFs again that went when their PF was detached. They are not probed by the host's drivers: each gets
+    /// the driver it had, by its own record. Kernels that have no such switch probe them, which is what they did when
+    /// the VFs were first created.
     fn restore_vfs(&self, held: &HeldDevice) -> Result<()> {
         if held.numvfs == 0 {
             return Ok(());
         }
         let Some(pf) = self.find(held)? else { return Ok(()) };
-        let made = if pf.numvfs > 0 { Ok(()) } else { self.make_vfs(&pf, held) };
+        let created = if pf.numvfs > 0 { Ok(()) } else { self.create_vfs(&pf, held) };
         // Also after a kill between the writes of an earlier call.
         if held.drivers_autoprobe == Some(true)
             && sysfs::device(self.host, pf.address)?.is_some_and(|pf| pf.drivers_autoprobe == Some(false))
         {
             self.set_autoprobe(pf.address, true)?;
         }
-        made
+        created
     }
 
-    fn make_vfs(&self, pf: &PciDevice, held: &HeldDevice) -> Result<()> {
+    fn create_vfs(&self, pf: &PciDevice, held: &HeldDevice) -> Result<()> {
         if pf.driver != held.driver {
             return Err(Error::new(format!(
-                "Cannot make the {} VFs of {} again: it is {}, and was {}",
+                "Cannot create the {} VFs of {} again: it is {}, and was {}",
                 held.numvfs,
                 held.address,
                 on(pf.driver.as_deref()),
@@ -324,16 +337,66 @@ impl Binder<'_> {
         if pf.drivers_autoprobe == Some(true) {
             self.set_autoprobe(pf.address, false)?;
         }
-        self.set_numvfs(pf, held.numvfs)
+        let created = self.set_numvfs(pf, held.numvfs).or_else(|error| {
+            // bnxt_en and bnx2x create none while the interface is down, and a PF comes back with it down. Only then is
+            // it brought up: before udev has named it, that would keep the kernel's name.
+            let is_tried_again = !self.hangs.get() && self.bring_up_all(pf.address)?;
+            if is_tried_again { self.set_numvfs(pf, held.numvfs) } else { Err(error) }
+        })?;
+        if created < held.numvfs {
+            let (address, had) = (pf.address, held.numvfs);
+            self.log.warning(format_args!("{address} had {had} VFs before {}, and has {created} now", self.user));
+        }
+        Ok(())
     }
 
-    /// Sets the number of a PF's VFs. Each VF is a step of its own for the kernel; with a hundred it takes long.
-    pub fn set_numvfs(&self, pf: &PciDevice, count: u32) -> Result<()> {
+    fn bring_up_all(&self, pf: PciAddress) -> Result<bool> {
+        let mut has_changed = false;
+        for port in ports::ports_of(self.host, pf)? {
+            has_changed |= self.bring_up(&port)?;
+        }
+        Ok(has_changed)
+    }
+
+    /// Brings up a network interface. VFs of a PF that is down have no link, and libvirt refuses to set the MAC of one.
+    /// `Ok(false)`: it was up.
+    pub fn bring_up(&self, netdev: &str) -> Result<bool> {
+        let folder = self.host.netdev(netdev);
+        if guard::is_up(&folder)? {
+            return Ok(false);
+        }
+        let ip = self.host.path("sbin/ip");
+        let up = ["link", "set", "dev", netdev, "up"];
+        let done = if self.host.is_dry() { Ok(ExitStatus::default()) } else { command::run(&ip, &up, self.limit) };
+        let why = match done {
+            Ok(status) if !status.success() => status.to_string(),
+            Ok(_) if self.host.is_dry() || guard::is_up(&folder)? => {
+                self.log.info(format_args!("{netdev}: down -> up ({})", self.user));
+                return Ok(true);
+            }
+            Ok(_) => "it is still down".to_owned(),
+            Err(why) => why,
+        };
+        Err(Error::new(format!("Cannot bring up {netdev} with {}: {why}", ip.display())).remedy("Try it by hand"))
+    }
+
+    /// Changes the number of a PF's VFs, which differs from `pf.numvfs`. Returns the number that it has then: a driver
+    /// may create more or fewer than it is asked for; none are an error. Each VF is a step of its own for the kernel;
+    /// with a hundred it takes long.
+    pub fn set_numvfs(&self, pf: &PciDevice, count: u32) -> Result<u32> {
         let limit = self.limit + Duration::from_secs(pf.numvfs.max(count).into());
         let path = self.host.device(pf.address).join("sriov_numvfs");
-        self.write_within(&path, &count.to_string(), limit)?;
-        self.log.info(format_args!("{}: {} VFs -> {count} ({})", pf.address, pf.numvfs, self.user));
-        Ok(())
+        let written = self.try_write(&path, &count.to_string(), limit);
+        written.map_err(|cause| numvfs_error(&path, pf, count, limit, &cause))?;
+        let now = if self.host.is_dry() { count } else { sysfs::numvfs(self.host, pf.address)? };
+        let driver = pf.driver.as_deref().unwrap_or("(none)");
+        if now == pf.numvfs || (count == 0) != (now == 0) {
+            let what = format!("{} has {now} VFs after its driver {driver} was asked for {count}", pf.address);
+            return Err(Error::new(what).remedy("See `dmesg` for the reason"));
+        }
+        let asked = if now == count { String::new() } else { format!(", {count} were requested") };
+        self.log.info(format_args!("{}: {} VFs -> {now}{asked} ({})", pf.address, pf.numvfs, self.user));
+        Ok(now)
     }
 
     /// Keeps host drivers from new VFs of a PF, or lets them.
@@ -374,6 +437,33 @@ impl Binder<'_> {
         }
         self.log.info(format_args!("module {VFIO_PCI} loaded ({})", self.user));
         Ok(())
+    }
+}
+
+/// Why a PF does not get this number of VFs. What the kernel answers has a meaning of its own here.
+/// Source: Linux `drivers/pci/iov.c` and `pci-sysfs.c`, `sriov_numvfs_store`.
+fn numvfs_error(path: &Path, pf: &PciDevice, count: u32, limit: Duration, cause: &io::Error) -> Error {
+    let error = sysfs::write_error(path, &count.to_string(), limit, cause);
+    let Some(errno) = cause.raw_os_error().filter(|_| count > 0).map(Errno::from_raw) else { return error };
+    let driver = pf.driver.as_deref().unwrap_or("(none)");
+    match errno {
+        Errno::ENOMEM => error.but("the firmware has reserved no address space for the VFs").remedy(
+            "Enable SR-IOV and \"Above 4G Decoding\" in the firmware's setup, or boot with pci=realloc on the kernel's \
+             command line",
+        ),
+        Errno::ENOENT | Errno::ENOSYS => {
+            error.but(format_args!("its driver {driver} does not create VFs at run time")).remedy(format!(
+                "Set the number in the parameters of the module {driver}, if it has one (`modinfo -p {driver}`), or \
+                 bind the PF to a driver that creates VFs"
+            ))
+        }
+        Errno::EPERM | Errno::EACCES | Errno::EOPNOTSUPP => {
+            error.but(format_args!("its driver {driver} does not allow VFs")).remedy(format!(
+                "Enable them in the card's firmware or in the parameters of the module {driver} (`modinfo -p \
+                 {driver}`; `dmesg` says more), then reboot"
+            ))
+        }
+        _ => error.remedy("See `dmesg` for the reason"),
     }
 }
 

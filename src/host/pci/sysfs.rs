@@ -5,6 +5,7 @@
 
 use crate::files::{attribute, link_name, link_number, names, number, read, read_optional, required};
 use crate::paths::Host;
+use crate::pci::ports::function_of;
 use crate::syscall;
 use model::address::{PciAddress, PciId};
 use model::device::PciDevice;
@@ -92,20 +93,23 @@ pub fn device(host: &Host, address: PciAddress) -> Result<Option<PciDevice>> {
 }
 
 /// The same function with what waits for its driver: its override and its VFs.
-pub(super) fn with_driver_state(host: &Host, device: PciDevice) -> Result<PciDevice> {
+pub fn with_driver_state(host: &Host, device: PciDevice) -> Result<PciDevice> {
     let folder = host.device(device.address);
     // A VF has no VFs of its own.
     let sriov = |name: &str| if device.physfn.is_some() { Ok(None) } else { read_optional(&folder.join(name)) };
     Ok(PciDevice {
         driver_override: read_optional(&folder.join("driver_override"))?
             .map(|text| Some(text).filter(|text| !text.is_empty() && text != "(null)")),
-        numvfs: match sriov("sriov_numvfs")? {
-            Some(text) => number(&folder.join("sriov_numvfs"), &text)?,
-            None => 0,
-        },
+        numvfs: if device.physfn.is_some() { 0 } else { numvfs(host, device.address)? },
         drivers_autoprobe: sriov("sriov_drivers_autoprobe")?.map(|text| text != "0"),
         ..device
     })
+}
+
+/// How many VFs a function has; 0 also for what is no PF. May wait for its driver.
+pub fn numvfs(host: &Host, address: PciAddress) -> Result<u32> {
+    let path = host.device(address).join("sriov_numvfs");
+    read_optional(&path)?.map_or(Ok(0), |text| number(&path, &text))
 }
 
 /// What can be told of a function without waiting for its driver: all but its override and its VFs.
@@ -176,11 +180,6 @@ pub fn has_rom(host: &Host, address: PciAddress) -> bool {
 pub fn totalvfs(host: &Host, pf: PciAddress) -> Result<u32> {
     let path = host.device(pf).join("sriov_totalvfs");
     number(&path, &read(&path)?)
-}
-
-/// The PCI function that a network interface belongs to, if it is there and belongs to one.
-pub fn function_of(host: &Host, netdev: &str) -> Option<PciAddress> {
-    link_name(&host.netdev(netdev).join("device")).ok()??.parse().ok()
 }
 
 /// Writes a value to an attribute: opened for writing only, never created or truncated, in one write(2), and given up

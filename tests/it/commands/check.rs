@@ -687,7 +687,7 @@ fn pfs_and_vfs() {
     expect(
         &host,
         &[&format!(
-            "failure pf: PF {PF} is down (eth3), so that its VFs have no link | /sys/class/net/eth3/flags | Run \
+            "failure pf: PF {PF} is down (eth3), so its VFs have no link | /sys/class/net/eth3/flags | Run \
              `vfpool setup {PF}`"
         )],
     );
@@ -724,6 +724,25 @@ fn pfs_and_vfs() {
             _ => Vec::new(),
         };
         assert_eq!(wrong(&host), expected);
+    }
+    // A driver that creates other numbers than it is asked for: no remedy that changes nothing.
+    for (answers, vfs, now, state) in [("vfs-at-most 2", 3, 2, "failure"), ("vfs-at-least 3", 2, 3, "warning")] {
+        let host = ready();
+        host.driver_answers("igb", answers);
+        host.remove_vfs(PF);
+        host.pool("net", &format!("<pf dev='eth3' vfs='{vfs}'/>"));
+        host.vfpool(&["setup"]);
+        host.reconcile();
+        expect(
+            &host,
+            &[&format!(
+                "{state} vfs: PF {PF} has {now} VFs: its driver was asked for {vfs}, by <pf dev='eth3' vfs='{vfs}'> in \
+                 /etc/vfpool/pools.d/net.xml line 1 | {folder}/sriov_numvfs is {now} | See `dmesg` for the reason. If it \
+                 cannot have others, ask for vfs='{now}' there"
+            )],
+        );
+        host.pool("net", &format!("<pf dev='eth3' vfs='{now}'/>"));
+        expect(&host, &[]);
     }
     // No VFs yet: a pool that asks for nothing gets all.
     let host = ready();
@@ -774,7 +793,7 @@ fn lines_and_files_of_pools() {
          0000:01:00.0 is listed already by <pf dev='eth3'> in /etc/vfpool/pools.d/net.xml line 1 of pool 'net' | \
          /etc/vfpool/pools.d/other.xml | Remove one of the two",
         "failure pool: Cannot use <pf address='02:00.0'> in /etc/vfpool/pools.d/third.xml line 1 (pool 'third'): \
-         0000:02:00.0 has no SR-IOV | /etc/vfpool/pools.d/third.xml | Switch it on in the firmware",
+         0000:02:00.0 has no SR-IOV | /etc/vfpool/pools.d/third.xml | Enable it in the firmware",
     ];
     assert_eq!(found.len(), starts.len(), "{found:#?}");
     for (found, start) in found.iter().zip(starts) {

@@ -1,6 +1,6 @@
 //! Pools set up by `vfpool setup` and by udev's helper.
 
-use fakehost::{Device, Host, NVME, PF, Snapshot};
+use fakehost::{Device, Host, NVME, PF, Snapshot, asking, vf};
 use std::fs;
 
 const VFS: [&str; 3] = ["0000:01:10.0", "0000:01:10.2", "0000:01:10.4"];
@@ -60,12 +60,12 @@ fn vfs_are_made_and_ready() {
     assert_eq!(
         outcome.stderr.lines().collect::<Vec<_>>(),
         [
+            "vfpool: eth3: down -> up (pool 'net')",
             "vfpool: 0000:01:00.0: host drivers are kept from its new VFs (pool 'net')",
             "vfpool: 0000:01:00.0: 0 VFs -> 3 (pool 'net')",
             "vfpool: 0000:01:10.0: no driver -> vfio-pci (pool 'net')",
             "vfpool: 0000:01:10.2: no driver -> vfio-pci (pool 'net')",
             "vfpool: 0000:01:10.4: no driver -> vfio-pci (pool 'net')",
-            "vfpool: eth3: down -> up (pool 'net')",
         ]
     );
     assert_eq!(drivers(&host), ["vfio-pci"; 3]);
@@ -124,8 +124,8 @@ fn more_vfs_than_the_card_can_have_are_an_error() {
     host.make_vfs(PF, &[Some("igbvf")]);
     pool(&host, "net", "<pf dev='eth3' vfs='4'/>\n<pf address='06:00.0'/>");
     host.vfpool(&["setup"]).refused(&format!(
-        "Cannot make 4 VFs of 0000:01:00.0: it can have 3. Mend <pf dev='eth3' vfs='4'> in {} line 4, or allow more in \
-         the card's firmware",
+        "Cannot bring 0000:01:00.0 from 1 to 4 VFs (<pf dev='eth3' vfs='4'> in {} line 4): it can have 3. Ask for \
+         vfs='3' there, or allow more in the card's firmware",
         file(&host, "net")
     ));
     assert_eq!(drivers(&host), ["vfio-pci"], "those that are there are made ready all the same");
@@ -358,7 +358,7 @@ fn a_pf_without_its_driver_is_told() {
     pool(&host, "net", "<pf address='01:00.0'/>\n<pf address='06:00.0'/>");
     host.vfpool(&["setup"]).refused(&format!(
         "Cannot bring 0000:01:00.0 from 0 to 3 VFs (<pf address='01:00.0'> in {} line 4): it is on no driver, and only \
-         the PF's own driver makes VFs. Bind it to that, then run `vfpool setup`",
+         the PF's own driver creates VFs. Bind it to its own driver, then run `vfpool setup`",
         file(&host, "net")
     ));
     assert_eq!(host.driver(NVME_VF).as_deref(), Some("vfio-pci"));
@@ -524,4 +524,404 @@ fn udev_leaves_to_the_unit_what_it_should_not_do() {
     assert!(outcome.took.as_secs() < 5, "{:?}", outcome.took);
     outcome.refused_saying(&["the kernel has not come back from it"]);
     host.faults("");
+}
+
+/// What a PF's own driver answers, what is done then, and that a second run leaves alone what it cannot change.
+#[test]
+fn what_drivers_answer() {
+    /// A situation: the driver's answers, faults, the pool's line, how many VFs there are, how many there are then, the
+    /// exit status, what is said, and what the second run ends with.
+    type Row = (&'static str, &'static str, &'static str, usize, usize, i32, &'static [&'static str], i32);
+    const DMESG: &str = "See `dmesg` for the reason";
+    let rows: [Row; 12] = [
+        // It creates none while its interface is down, and says nothing (bnxt_en) or EINVAL (bnx2x).
+        ("vfs-need-link nothing", "", "vfs='2'", 0, 2, 0, &["0000:01:00.0: 0 VFs -> 2 (pool 'net')"], 0),
+        ("vfs-need-link EINVAL", "", "vfs='2'", 0, 2, 0, &["0000:01:00.0: 0 VFs -> 2 (pool 'net')"], 0),
+        // It creates all it can (QAT), or fewer.
+        (
+            "vfs-at-least 3",
+            "",
+            "vfs='2'",
+            0,
+            3,
+            0,
+            &[
+                "0000:01:00.0: 0 VFs -> 3, 2 were requested (pool 'net')",
+                "warning: 0000:01:00.0 has 3 VFs, and <pf dev='eth3' vfs='2'> in ",
+                " asks for 2: its driver igb creates no fewer. Ask for vfs='3' there",
+            ],
+            0,
+        ),
+        (
+            "vfs-at-most 2",
+            "",
+            "vfs='max'",
+            0,
+            2,
+            1,
+            &[
+                "0000:01:00.0: 0 VFs -> 2, 3 were requested (pool 'net')",
+                " asks for 3: its driver igb created no more. See `dmesg` for the reason, or ask for vfs='2' there",
+            ],
+            0,
+        ),
+        // A driver without the call (mlx4_core, igb_uio); on old kernels the call is not there.
+        (
+            "no-vfs -",
+            "",
+            "",
+            0,
+            0,
+            1,
+            &["No such file or directory", "igb does not create VFs at run time. Set the number"],
+            1,
+        ),
+        (
+            "",
+            "write errno ENOSYS sriov_numvfs",
+            "",
+            0,
+            0,
+            1,
+            &["igb does not create VFs at run time. Set the number"],
+            1,
+        ),
+        (
+            "",
+            "write errno EPERM sriov_numvfs",
+            "",
+            0,
+            0,
+            1,
+            &["igb does not allow VFs. Enable them in the card's firmware"],
+            1,
+        ),
+        ("", "write errno EOPNOTSUPP sriov_numvfs", "", 0, 0, 1, &["igb does not allow VFs"], 1),
+        (
+            "",
+            "write errno ENOMEM sriov_numvfs",
+            "",
+            0,
+            0,
+            1,
+            &[
+                "Cannot allocate memory",
+                "reserved no address space for the VFs. Enable SR-IOV and \"Above 4G",
+                "pci=realloc",
+            ],
+            1,
+        ),
+        ("", "write errno EINVAL sriov_numvfs", "", 0, 0, 1, &["Invalid argument", DMESG], 1),
+        // The number that there was is created again.
+        (
+            "",
+            "write errno ENOMEM sriov_numvfs 3",
+            "vfs='3'",
+            2,
+            2,
+            1,
+            &["0000:01:00.0: 0 VFs -> 2 (pool 'net')", "no address space for the VFs; the PF has 2 VFs again. Enable"],
+            1,
+        ),
+        (
+            "",
+            "write errno ENOMEM sriov_numvfs 3\nwrite errno EIO sriov_numvfs 2",
+            "vfs='3'",
+            2,
+            0,
+            1,
+            &["; the 2 VFs that it had are gone: Cannot write '2' to ", "Input/output error"],
+            1,
+        ),
+    ];
+    for (answers, faults, vfs, before, after, code, said, again) in rows {
+        let case = format!("{answers}{faults} {vfs}");
+        let host = host();
+        host.driver_answers("igb", answers);
+        host.make_vfs(PF, &vec![Some("vfio-pci"); before]);
+        pool(&host, "net", format!("<pf dev='eth3' {vfs}/>").replace(" />", "/>").as_str());
+        host.faults(faults);
+        let outcome = host.vfpool(&["setup"]);
+        assert_eq!(outcome.code, Some(code), "{case}: {}", outcome.stderr);
+        for part in said {
+            assert!(outcome.stderr.contains(part), "{case}: {part} is not in {}", outcome.stderr);
+        }
+        assert_eq!(attribute(&host, PF, "sriov_numvfs"), after.to_string(), "{case}");
+        // Nothing says more than was read back.
+        let logged = outcome.stderr.lines().filter_map(|line| line.split_once(" VFs -> "));
+        let last = logged.last().map(|(_, rest)| rest.starts_with(&after.to_string()));
+        assert!(last != Some(false), "{case}: {}", outcome.stderr);
+        assert_eq!(drivers(&host), vec!["vfio-pci"; after], "{case}");
+        if again == 0 {
+            let ready = host.snapshot();
+            host.trace();
+            host.vfpool(&["setup"]).ok_silently();
+            host.assert_as(&ready, &case);
+            assert_eq!(host.trace().iter().filter(|line| line.contains("sriov_numvfs")).count(), 0, "{case}");
+        } else {
+            assert_eq!(host.vfpool(&["setup"]).code, Some(again), "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_result_is_forgotten_when_the_line_or_the_number_changes() {
+    let host = host();
+    host.driver_answers("igb", "vfs-at-most 2");
+    pool(&host, "net", "<pf dev='eth3' vfs='3'/>");
+    host.vfpool(&["setup"]).refused_saying(&["created no more"]);
+    host.vfpool(&["setup"]).ok_silently();
+    // Another number.
+    pool(&host, "net", "<pf dev='eth3' vfs='1'/>");
+    host.vfpool(&["setup"]).ok();
+    assert_eq!(attribute(&host, PF, "sriov_numvfs"), "1");
+    pool(&host, "net", "<pf dev='eth3' vfs='3'/>");
+    host.vfpool(&["setup"]).refused_saying(&["created no more"]);
+    // The driver was loaded again.
+    host.remove_vfs(PF);
+    host.put("hw/drivers/igb", "8086:10c9\nremoves-vfs");
+    host.vfpool(&["setup"]).ok();
+    assert_eq!(attribute(&host, PF, "sriov_numvfs"), "3");
+}
+
+#[test]
+fn a_pf_that_can_have_no_vfs_is_an_error() {
+    for (driver, line, remedy) in [
+        ("igb", "<pf dev='eth3'/>", "Allow VFs in the card's firmware or in the parameters of its driver"),
+        ("igb", "<pf dev='eth3' vfs='max'/>", "Allow VFs in"),
+        ("i915", "<pf address='01:00.0' vfs='7'/>", "Boot with i915.max_vfs=7 on the kernel's command line"),
+    ] {
+        let host = host();
+        host.put("hw/drivers/i915", "");
+        host.put("sys/bus/pci/drivers/i915/bind", "");
+        host.move_to(PF, Some(driver));
+        host.put_attribute(PF, "sriov_totalvfs", "0\n");
+        pool(&host, "net", line);
+        host.vfpool(&["setup"]).refused_saying(&[
+            &format!("Cannot use {} in ", line.replace("/>", ">")),
+            "(pool 'net'): 0000:01:00.0 can have no VFs: its sriov_totalvfs is 0. ",
+            remedy,
+        ]);
+        let listed = host.vfpool(&["list"]);
+        assert!(listed.stderr.contains("can have no VFs"), "{}", listed.stderr);
+        let check = host.vfpool(&["check"]);
+        assert_eq!(check.code, Some(1));
+        assert!(check.stdout.contains("can have no VFs") && check.stdout.contains(remedy), "{}", check.stdout);
+    }
+}
+
+#[test]
+fn each_port_of_a_pf_is_brought_up_and_no_representor() {
+    let host = host();
+    host.netdev(PF, "eth3p1", false, &[]);
+    host.netdev(PF, "aa_rep", false, &[]);
+    for (netdev, port) in [("eth3", "p0"), ("eth3p1", "p1"), ("aa_rep", "pf0vf1")] {
+        host.put(&format!("sys/class/net/{netdev}/phys_port_name"), format!("{port}\n"));
+        host.put(&format!("sys/class/net/{netdev}/phys_switch_id"), "e41d2d0300\n");
+    }
+    for (line, name) in [
+        ("<pf address='01:00.0'/>", "eth3"),
+        ("<pf dev='eth3p1'/>", "eth3p1"),
+        ("<pf dev='eth3'/>", "aa_rep"),
+        ("<pf dev='aa_rep'/>", "01:00.0"),
+    ] {
+        for port in ["eth3", "eth3p1"] {
+            host.put(&format!("sys/class/net/{port}/flags"), "0x1002\n");
+        }
+        pool(&host, "net", line);
+        let check = host.vfpool(&["check"]);
+        for port in ["eth3", "eth3p1"] {
+            assert!(check.stdout.contains(&format!("PF 0000:01:00.0 is down ({port})")), "{line}: {}", check.stdout);
+        }
+        host.vfpool(&["setup", name]).ok();
+        let flags = |netdev: &str| host.get(&format!("sys/class/net/{netdev}/flags")).unwrap();
+        assert_eq!(["eth3", "eth3p1", "aa_rep"].map(flags), ["0x1003", "0x1003", "0x1002"], "{line}");
+        assert!(!host.vfpool(&["check"]).stdout.contains("PF 0000:01:00.0 is down"), "{line}");
+    }
+}
+
+/// A virtio network card has its interface below a virtio device.
+#[test]
+fn a_pf_with_a_bus_between_it_and_its_interface() {
+    let host = host();
+    host.virtio_netdev(PF, "eth7", false);
+    pool(&host, "net", "<pf dev='eth7'/>");
+    fs::remove_dir_all(host.path(&format!("sys/bus/pci/devices/{PF}/net"))).unwrap();
+    fs::remove_file(host.path("sys/class/net/eth3")).unwrap();
+    host.vfpool(&["setup"]).ok_saying("eth7: down -> up (pool 'net')");
+    assert_eq!(drivers(&host), ["vfio-pci"; 3]);
+    host.vfpool(&["setup", "eth7"]).ok_silently();
+}
+
+/// Two pools share a PF: one lists some of its VFs, and exists before they do.
+#[test]
+fn pfs_come_before_the_addresses_of_their_vfs() {
+    let host = host();
+    let vf = |function: u32| format!("<address type='pci' bus='0x01' slot='0x10' function='{function}'/>");
+    pool(&host, "a", &format!("{}\n{}", vf(0), vf(4)));
+    pool(&host, "b", "<pf dev='eth3' vfs='3'/>");
+    let outcome = host.vfpool(&["setup"]).ok();
+    assert!(!outcome.stderr.contains("warning"), "{}", outcome.stderr);
+    assert_eq!(drivers(&host), ["vfio-pci"; 3]);
+    host.vfpool(&["setup"]).ok_silently();
+    let members = |name: &str| {
+        let xml = host.vfpool(&["dumpxml", name]).stdout;
+        xml.lines()
+            .filter(|line| line.contains("<address"))
+            .map(|line| line.chars().rev().nth(3).unwrap())
+            .collect::<String>()
+    };
+    assert_eq!((members("a"), members("b")), ("04".to_owned(), "2".to_owned()));
+    let list = host.vfpool(&["list"]);
+    assert_eq!((list.code, list.stderr.as_str()), (Some(0), ""));
+}
+
+/// A VF is announced before it is probed: its host driver binds between our look and our override.
+#[test]
+fn a_vf_that_its_host_driver_binds_in_between_is_moved() {
+    for change in [Device::without_autoprobe as fn(Device) -> Device, |device| device] {
+        let host = host_with(change);
+        pool(&host, "net", "<pf dev='eth3'/>");
+        host.make_vfs(PF, &[None]);
+        host.faults("write probe driver_override vfio-pci");
+        host.udev(&[VFS[0]]).ok();
+        assert_eq!(drivers(&host), ["vfio-pci"]);
+        // Also a sibling in a guest's start.
+        host.add(Device::new("0000:00:02.0").bridge().group(7));
+        host.add_pair("0000:03:00", 9);
+        host.move_to("0000:03:00.1", None);
+        host.guest("web", "0000:03:00.0").prepare().ok();
+        assert_eq!(host.driver("0000:03:00.1").as_deref(), Some("vfio-pci"));
+    }
+}
+
+/// Setup removes VFs without the lock: whoever has nothing to do with them goes on, also when setup is killed in the
+/// write.
+#[test]
+fn while_vfs_are_removed_other_guests_start() {
+    for is_killed in [false, true] {
+        let host = host();
+        host.add(Device::new("0000:00:02.0").bridge().group(7));
+        host.add_pair("0000:03:00", 9);
+        host.make_vfs(PF, &[Some("vfio-pci"), Some("vfio-pci"), Some("vfio-pci")]);
+        pool(&host, "net", "<pf dev='eth3' vfs='2'/>");
+        let failing = host.guest("failing", "0000:03:00.0");
+        failing.prepare().ok();
+        host.faults("write hang sriov_numvfs 0");
+        let mut setup = Some(host.command(&["setup"]).spawn());
+        while !host.path(&format!("run/vfpool/removals/{PF}")).exists() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        if is_killed {
+            setup.take().unwrap().kill();
+        }
+        let began = std::time::Instant::now();
+        failing.release().ok();
+        host.guest("web", "0000:03:00.0").prepare().ok();
+        assert!(began.elapsed().as_secs() < 8, "{:?}", began.elapsed());
+        // One of these VFs is another matter.
+        host.guest("db", VFS[0]).prepare().refused_saying(&[
+            "0000:01:10.0 is going away: `vfpool setup` is changing the number of VFs of 0000:01:00.0. Start the \
+             guest when it is done",
+        ]);
+        assert_eq!(host.recorded("claims"), ["0000:03:00.0", "0000:03:00.1"]);
+        host.faults("");
+        match setup {
+            Some(setup) => drop(setup.wait().ok()),
+            None => {
+                while host.path(&format!("sys/bus/pci/devices/{}", VFS[0])).exists() {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            }
+        }
+        host.vfpool(&["setup"]).ok();
+        assert_eq!(drivers(&host), ["vfio-pci"; 2]);
+        host.guest("db", VFS[0]).prepare().ok();
+    }
+}
+
+/// A claim alone does not keep setup from its work.
+#[test]
+fn claims_that_are_over_do_not_count() {
+    for over in ["reservation", "corrupt lease"] {
+        let host = Host::with_vfs(3);
+        host.ip_works();
+        if over == "reservation" {
+            let outcome = host.vfpool_with(&["rewrite"], asking("web", &vf(0)).as_bytes()).run();
+            assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+            host.pool("net", "<pf dev='eth3' vfs='2'/>");
+            host.vfpool(&["setup"]).refused_saying(&["guest 'web' has 0000:01:10.0"]);
+            host.uptime(5000);
+        } else {
+            host.guest_of("web", asking("web", &vf(0))).prepare().ok();
+            host.put("run/vfpool/leases/web", "rubbish");
+        }
+        assert_eq!(host.recorded("claims"), [vf(0)], "{over}");
+        host.pool("net", "<pf dev='eth3' vfs='2'/>");
+        host.vfpool(&["setup"]).ok();
+        assert_eq!(attribute(&host, PF, "sriov_numvfs"), "2", "{over}");
+    }
+}
+
+/// Who has which file open is read once for all VFs of a PF.
+#[test]
+fn processes_are_looked_at_once_for_all_vfs() {
+    let host = host();
+    host.make_vfs(PF, &[Some("vfio-pci"), Some("vfio-pci"), Some("vfio-pci")]);
+    for group in [11, 12, 13] {
+        host.process(7000 + group, 1, 5);
+        host.opens_group(7000 + group, group);
+    }
+    host.process(6000, 1, 5);
+    fs::create_dir_all(host.path("proc/6000/fd")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", host.path("proc/6000/fd/9")).unwrap();
+    for (line, looks) in [("<pf dev='eth3'/>", 0), ("<pf dev='eth3' vfs='2'/>", 1)] {
+        pool(&host, "net", line);
+        host.put("opened", "");
+        host.vfpool(&["setup"]);
+        let opened = host.get("opened").unwrap_or_default();
+        let count = opened.lines().filter(|line| *line == "proc/6000/fd/9").count();
+        assert_eq!(count, looks, "{line}");
+    }
+}
+
+/// udev waits for its helper: of the VF, each file is opened once.
+#[test]
+fn a_new_vf_is_read_once() {
+    let host = host();
+    pool(&host, "net", "<pf dev='eth3'/>");
+    host.make_vfs(PF, &[None]);
+    host.put("opened", "");
+    host.udev(&[VFS[0]]).ok();
+    let opened = host.get("opened").unwrap_or_default();
+    let mut counts = std::collections::BTreeMap::new();
+    for line in opened.lines() {
+        *counts.entry(line).or_insert(0) += 1;
+    }
+    // Its driver is read back after the write, its override read and written.
+    let again = |file: &str| file.ends_with("/driver") || file.ends_with("/driver_override");
+    let twice: Vec<_> =
+        counts.iter().filter(|(file, count)| file.starts_with("sys/") && **count > 1 && !again(file)).collect();
+    assert_eq!(twice, [], "{opened}");
+    assert!(opened.lines().count() <= 18, "{} opens:\n{opened}", opened.lines().count());
+}
+
+/// A PF that a program uses through VFIO: setup changes nothing, and names it.
+#[test]
+fn a_pf_that_a_program_uses() {
+    let host = host();
+    host.move_to(PF, Some("vfio-pci"));
+    host.process(77, 1, 5);
+    host.opens_group(77, 8);
+    pool(&host, "net", "<pf address='01:00.0'/>");
+    let before = host.snapshot();
+    host.vfpool(&["setup"]).refused_saying(&[
+        "it is on vfio-pci, and only the PF's own driver creates VFs; process 77 (qemu-kvm) uses it through VFIO. \
+         Stop process 77 (qemu-kvm), then bind it to its own driver, and run `vfpool setup`",
+    ]);
+    host.assert_as(&before, "a program uses it");
+    let check = host.vfpool(&["check"]);
+    assert!(check.stdout.contains("process 77 (qemu-kvm) uses it through VFIO"), "{}", check.stdout);
+    assert!(!check.stdout.contains("/unbind"), "{}", check.stdout);
 }

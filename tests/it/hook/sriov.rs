@@ -135,3 +135,40 @@ fn a_vf_that_carries_the_network_keeps_its_pf() {
     );
     host.assert_as(&before, "after the refusal");
 }
+
+/// A PF comes back from a guest with its interface down, and its driver then creates no VFs.
+#[test]
+fn vfs_that_need_their_pfs_link_come_back() {
+    for (answers, tried) in [("vfs-need-link nothing", true), ("vfs-need-link EINVAL", true), ("", false)] {
+        let host = host(|pf| pf);
+        host.netdev(PF, "eth3", false, &[]);
+        host.ip_works();
+        host.make_vfs(PF, &[Some("igbvf"), Some("vfio-pci"), None]);
+        host.driver_answers("igb", answers);
+        let web = host.guest("web", OTHER);
+        web.prepare().ok();
+        let told = web.release().ok();
+        assert!(told.stderr.contains("0000:01:00.0: 0 VFs -> 3 (guest 'web')"), "{answers}: {}", told.stderr);
+        // Only where it is needed.
+        assert_eq!(told.stderr.contains("eth3: down -> up (guest 'web')"), tried, "{answers}: {}", told.stderr);
+        assert_eq!(
+            VFS.map(|vf| host.driver(vf)),
+            [Some("igbvf"), Some("vfio-pci"), None].map(|name| name.map(str::to_owned))
+        );
+        host.assert_no_leases(answers);
+    }
+    // One that cannot be brought up: nothing says that there are VFs, and it is kept for the next try.
+    let host = host(|pf| pf);
+    host.netdev(PF, "eth3", false, &[]);
+    host.make_vfs(PF, &[Some("igbvf")]);
+    host.driver_answers("igb", "vfs-need-link nothing");
+    let web = host.guest("web", OTHER);
+    web.prepare().ok();
+    let told = web.release();
+    assert!(told.stderr.contains("Cannot bring up eth3 with ") && !told.stderr.contains("0 VFs ->"), "{}", told.stderr);
+    assert_eq!(host.recorded("attention"), ["web"]);
+    host.ip_works();
+    host.vfpool(&["reconcile"]).ok();
+    assert_eq!(host.driver(VFS[0]).as_deref(), Some("igbvf"));
+    host.assert_no_leases("at the next try");
+}

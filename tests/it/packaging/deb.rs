@@ -1,4 +1,5 @@
-//! The Debian package's scripts, with programs that only record their calls. On a real Debian: `lab/scenarios/082-deb.sh`.
+//! The Debian package's scripts, with programs that only record their calls. On a real Debian:
+//! `lab/scenarios/082-deb.sh`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -66,7 +67,8 @@ fn an_upgrade_brings_back_nothing_that_the_admin_has_removed() {
         };
         assert_eq!(calls, expected, "{what}");
     }
-    // deb-systemd-invoke does not start what is disabled; setup also runs at boot, and is started only by a first installation.
+    // deb-systemd-invoke does not start what is disabled; setup also runs at boot, and is started only by a first
+    // installation.
     let script = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/debian/postinst")).unwrap();
     let started: Vec<&str> = script.lines().filter(|line| line.contains("systemctl start")).collect();
     assert_eq!(started, ["systemctl start --no-block vfpool-setup.service >/dev/null 2>&1 || :"]);

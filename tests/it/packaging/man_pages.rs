@@ -260,6 +260,12 @@ fn used() -> BTreeSet<String> {
     }
     drop(lock);
     waits.wait().ok();
+    // A PF that gets another number of VFs, and not as many as it should.
+    let places = [("0000:06:00.1", 61), ("0000:06:00.2", 62)];
+    host.add(Device::new("0000:06:00.0").id("1b36:0010").driver("nvme").group(60).vfs("1b36:0010", &places));
+    host.make_vfs("0000:06:00.0", &[None, None]);
+    host.driver_answers("nvme", "vfs-at-least 2");
+    host.pool("disks", "<pf address='06:00.0' vfs='1'/>");
     // A PF that appears, its VFs, and what has changed for the reconciler.
     host.udev(&[PF]);
     host.vfpool(&["setup"]);

@@ -274,16 +274,17 @@ impl Unit {
 }
 
 /// How a path unit treats an entry that is added while its service works.
-/// Source: systemd v219 `src/core/path.c`, `path_dispatch_io` (the start that the entry causes is merged into the running one,
-/// and the event is forgotten), `path_trigger_notify` (so nothing is looked at when the service ends); later versions look.
+/// Source: systemd v219 `src/core/path.c`, `path_dispatch_io` (the start that the entry causes is merged into the
+/// running one, and the event is forgotten), `path_trigger_notify` (so nothing is looked at when the service ends);
+/// later versions look.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Rule {
     Systemd219,
     Later,
 }
 
-/// Plays systemd with one of our queues, from its first entry until nothing is started any more. `late` is called once, when
-/// the service has done its work and systemd does not know it yet. Returns how often the service ran.
+/// Plays systemd with one of our queues, from its first entry until nothing is started any more. `late` is called once,
+/// when the service has done its work and systemd does not know it yet. Returns how often the service ran.
 fn play(host: &Host, rule: Rule, kind: &str, has_requeue: bool, late: impl FnOnce()) -> usize {
     let folder = host.path(&format!("run/vfpool/queue/{kind}"));
     let is_empty = || fs::read_dir(&folder).unwrap().next().is_none();

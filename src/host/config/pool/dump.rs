@@ -19,9 +19,11 @@ impl Pool {
         ];
         lines.extend(self.uuid.iter().map(|uuid| format!("  <uuid>{}</uuid>", text(uuid))));
         lines.push(format!("  <forward mode='hostdev' managed='{}'>", if self.managed { "yes" } else { "no" }));
-        if self.names_driver {
-            lines.push("    <driver name='vfio'/>".to_owned());
-        }
+        lines.extend(self.driver.as_ref().map(|driver| {
+            let name = if driver.is_named { " name='vfio'" } else { "" };
+            let model = if driver.has_model { " model='vfio-pci'" } else { "" };
+            format!("    <driver{name}{model}/>")
+        }));
         lines.extend(self.pf_names().map(|(pf, vfs)| {
             let name = match pf {
                 PfName::Netdev(name) => format!("dev='{}'", text(name)),

@@ -1,6 +1,7 @@
 //! A pool's file: from XML to lines, strictly. What is not known here would not be done either, so it is an error.
 
-use super::{Line, Members, OnBusy, PfName, Place, Pool, Vfs, overlap};
+use super::line::{Line, Members, PfName, Place, overlap};
+use super::{Driver, OnBusy, Pool, Vfs};
 use model::address::PciAddress;
 use model::domain::libvirt_number;
 use model::error::{Error, Result};
@@ -14,7 +15,9 @@ use std::{fmt, fs};
 /// Reads one pool.
 pub(super) fn read(file: &Path) -> Result<Pool> {
     let text = fs::read_to_string(file).map_err(|cause| Error::io("read", file, &cause))?;
-    Parser { file, text: &text, reader: Reader::from_str(&text), begin: 0, depth: 0 }.pool()
+    // A byte order mark, as editors on Windows write it: the reader would leave it out of its positions.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    Parser { file, text, reader: Reader::from_str(text), begin: 0, depth: 0 }.pool()
 }
 
 #[derive(Deserialize)]
@@ -25,6 +28,13 @@ struct RootXml {
     /// Of a network or pool as `virsh net-dumpxml` or `vfpool dumpxml` shows it.
     #[serde(rename = "@connections")]
     connections: Option<u32>,
+    /// Says nothing about a device that a guest has itself.
+    #[serde(rename = "@trustGuestRxFilters")]
+    #[allow(dead_code)]
+    trust_guest_rx_filters: Option<YesNo>,
+    #[serde(rename = "@ipv6")]
+    #[allow(dead_code)]
+    ipv6: Option<YesNo>,
 }
 
 #[derive(Deserialize)]
@@ -56,7 +66,16 @@ enum YesNo {
 struct DriverXml {
     #[serde(rename = "@name")]
     #[allow(dead_code)]
-    name: Vfio,
+    name: Option<Vfio>,
+    #[serde(rename = "@model")]
+    model: Option<Model>,
+}
+
+/// The driver that a device is bound to, from libvirt 10.0 on.
+#[derive(Deserialize)]
+enum Model {
+    #[serde(rename = "vfio-pci")]
+    VfioPci,
 }
 
 #[derive(Deserialize)]
@@ -139,7 +158,7 @@ struct Parser<'a> {
 /// What `<forward>` says.
 struct Forward {
     managed: bool,
-    names_driver: bool,
+    driver: Option<Driver>,
     lines: Vec<Line>,
 }
 
@@ -148,6 +167,9 @@ enum Next<'a> {
     Element { start: BytesStart<'a>, is_empty: bool },
     End,
 }
+
+/// Elements of libvirt's networks that change nothing for a device of a guest's own.
+const WITHOUT_EFFECT: [&str; 5] = ["title", "description", "metadata", "virtualport", "mac"];
 
 const MEND: &str = "Mend it (see `man vfpool-pool`)";
 
@@ -161,7 +183,7 @@ impl<'a> Parser<'a> {
         if root != "pool" && root != "network" {
             return Err(self.unknown(&start, "the root is a <pool>, or libvirt's <network>"));
         }
-        let RootXml { on_busy, connections } = self.attributes(&start)?;
+        let RootXml { on_busy, connections, .. } = self.attributes(&start)?;
         let at_root = self.place(&start);
         let (mut name, mut uuid, mut forward) = (None, None, None);
         while let Next::Element { start, is_empty } = self.next_in(is_empty)? {
@@ -169,6 +191,21 @@ impl<'a> Parser<'a> {
             match name_of(&start).as_str() {
                 "name" if name.is_none() => name = Some(self.content(&start, is_empty)?),
                 "uuid" => uuid = Some(self.content(&start, is_empty)?),
+                name if WITHOUT_EFFECT.contains(&name) => self.skip(&start, is_empty)?,
+                "vlan" => {
+                    let what = "a pool sets no VLAN";
+                    return Err(at.error(what).remedy(
+                        "Move the <vlan> into the <interface type='hostdev'> of each guest of this pool: it stays \
+                         there when the device changes",
+                    ));
+                }
+                "portgroup" => {
+                    let what = "a pool has no port groups";
+                    return Err(at.error(what).remedy(
+                        "Move its <vlan> and <virtualport> into the <interface type='hostdev'> of each guest that \
+                         names the port group",
+                    ));
+                }
                 "forward" if forward.is_none() => forward = Some(self.forward(&start, is_empty)?),
                 "name" | "forward" => return Err(at.error("it is there twice").remedy("Remove one")),
                 _ => return Err(self.unknown(&start, "a pool has <name> and <forward>")),
@@ -180,7 +217,7 @@ impl<'a> Parser<'a> {
         let missing = |what: &str| at_root.error(format_args!("{what} is missing")).remedy("Add it");
         let name =
             name.filter(|name| !name.is_empty()).ok_or_else(|| missing("<name>, by which guests ask for it,"))?;
-        let Forward { managed, names_driver, mut lines } =
+        let Forward { managed, driver, mut lines } =
             forward.ok_or_else(|| missing("<forward mode='hostdev' managed='yes'>"))?;
         if lines.is_empty() {
             return Err(missing("each <pf> and <address>, which would make devices members of the pool,"));
@@ -196,18 +233,18 @@ impl<'a> Parser<'a> {
         let root = if root == "network" { "network" } else { "pool" };
         let is_dump = root == "network" || connections.is_some();
         let (file, earlier) = (self.file.to_owned(), Vec::new());
-        Ok(Pool { name, file, on_busy, managed, uuid, lines, earlier, root, is_dump, names_driver })
+        Ok(Pool { name, file, on_busy, managed, uuid, lines, earlier, root, is_dump, driver })
     }
 
     fn forward(&mut self, start: &BytesStart, is_empty: bool) -> Result<Forward> {
         let ForwardXml { managed, .. } = self.attributes(start)?;
-        let (mut names_driver, mut lines) = (false, Vec::new());
+        let (mut driver, mut lines) = (None, Vec::new());
         while let Next::Element { start, is_empty } = self.next_in(is_empty)? {
             let at = self.place(&start);
             let members = match name_of(&start).as_str() {
                 "driver" => {
-                    let DriverXml { .. } = self.attributes(&start)?;
-                    names_driver = true;
+                    let DriverXml { name, model } = self.attributes(&start)?;
+                    driver = Some(Driver { is_named: name.is_some(), has_model: model.is_some() });
                     None
                 }
                 "pf" => Some(self.pf(&start)?),
@@ -223,7 +260,7 @@ impl<'a> Parser<'a> {
                 return Err(self.unknown(&start, "nothing stands inside this element"));
             }
         }
-        Ok(Forward { managed: managed == YesNo::Yes, names_driver, lines })
+        Ok(Forward { managed: managed == YesNo::Yes, driver, lines })
     }
 
     fn pf(&self, start: &BytesStart) -> Result<Members> {
@@ -247,12 +284,19 @@ impl<'a> Parser<'a> {
             return Ok(String::new());
         }
         let at = self.place(start);
-        let begin = self.begin;
-        self.reader.read_to_end(start.name()).map_err(|cause| self.wrong_xml(&cause))?;
+        let inside = self.reader.read_text(start.name()).map_err(|cause| self.wrong_xml(&cause))?;
         self.depth -= 1;
-        let element = &self.text[index(begin)..index(self.reader.buffer_position())];
-        let text = quick_xml::de::from_str::<String>(element);
+        let text = quick_xml::de::from_str::<String>(&format!("<text>{}</text>", String::from_utf8_lossy(&inside)));
         text.map(|text| text.trim().to_owned()).map_err(|cause| at.error(cause).remedy(MEND))
+    }
+
+    /// Passes over an element that says nothing to us, with all that is in it.
+    fn skip(&mut self, start: &BytesStart, is_empty: bool) -> Result<()> {
+        if !is_empty {
+            self.reader.read_to_end(start.name()).map_err(|cause| self.wrong_xml(&cause))?;
+            self.depth -= 1;
+        }
+        Ok(())
     }
 
     /// An element's attributes. serde knows which there are, and tells what is wrong.
