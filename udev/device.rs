@@ -10,7 +10,7 @@
 
 use host::log::Log;
 use host::paths::Host;
-use host::queue::Queue;
+use host::queue::Entry;
 use lease::vfs::{Membership, Setup};
 use model::address::PciAddress;
 use model::error::{Error, Result};
@@ -51,12 +51,12 @@ fn appeared(host: &Host, log: &Log, address: &str) -> Result<()> {
     let setup = Setup::new(host, log).within(LIMIT);
     match setup.membership(address)? {
         Membership::None => Ok(()),
-        Membership::Pf => Queue::Setup.put(host, &address.to_string()),
+        Membership::Pf => Entry::Pf(address).put(host),
         // The unit has more time, and nobody waits for it.
         Membership::Vf => match setup.vf(address) {
             Ok(true) => Ok(()),
-            Ok(false) => Queue::Setup.put(host, &address.to_string()),
-            Err(error) => Queue::Setup.put(host, &address.to_string()).and(Err(error)),
+            Ok(false) => Entry::Pf(address).put(host),
+            Err(error) => Entry::Pf(address).put(host).and(Err(error)),
         },
     }
 }

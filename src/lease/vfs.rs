@@ -14,7 +14,7 @@ use host::log::Log;
 use host::paths::Host;
 use host::pci::bind::Binder;
 use host::pci::sysfs;
-use host::queue::Queue;
+use host::queue::Entry;
 use host::{command, files, guard};
 use model::address::PciAddress;
 use model::device::PciDevice;
@@ -118,7 +118,7 @@ impl<'a> Setup<'a> {
     /// New devices may be better for some guests' definitions.
     fn finish(&self, has_changed: bool, mut report: Report) -> Report {
         if has_changed {
-            report.add(Queue::Reconcile.put(self.host, "setup"));
+            report.add(Entry::Setup.put(self.host));
         }
         report
     }

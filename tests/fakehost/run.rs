@@ -76,6 +76,15 @@ fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
 }
 
 impl Running {
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Kills the program, and nothing that it has begun.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+    }
+
     /// Waits for the end of the program, and as libvirt for the end of each of its pipes: a child that is left behind
     /// with one of them fails the test.
     pub fn wait(mut self) -> Outcome {
