@@ -10,7 +10,7 @@
 
 use host::log::Log;
 use host::paths::Host;
-use host::queue::Queue;
+use host::queue::Entry;
 use lease::vfs::{Membership, Setup};
 use model::error::{Error, Result};
 use std::process::ExitCode;
@@ -50,7 +50,7 @@ fn is_member(host: &Host, log: &Log, address: &str) -> Result<bool> {
 fn appeared(host: &Host, log: &Log, address: &str) -> Result<()> {
     let setup = Setup::new(host, log).within(LIMIT);
     let Some(device) = setup.device(address.parse()?)? else { return Ok(()) };
-    let queue = || Queue::Setup.put(host, &device.address.to_string());
+    let queue = || Entry::Pf(device.address).put(host);
     match setup.membership(&device) {
         Membership::None => Ok(()),
         Membership::Pf => queue(),

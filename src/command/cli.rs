@@ -113,8 +113,8 @@ pub(crate) enum Command {
     },
     /// Make the VFs of the pools and have them on vfio-pci
     ///
-    /// Brings each PF to the number of VFs that its pool asks for, and its network interface up. VFs that a guest or the
-    /// host has are left alone.
+    /// Brings each PF to the number of VFs that its pool asks for, and its network interface up. VFs that a guest or
+    /// the host has are left alone.
     #[command(after_help = "Example: vfpool setup eth3 0000:04:00.0")]
     Setup {
         /// Only these PFs, each by its network interface or PCI address

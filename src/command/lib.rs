@@ -1,4 +1,5 @@
-//! `vfpool`, the admin's command: one file for each thing that it shows. What it changes is done by `lease` and `guest`.
+//! `vfpool`, the admin's command: one file for each thing that it shows. What it changes is done by `lease` and
+//! `guest`.
 //!
 //! The only crate with clap, serde_json and colours.
 
@@ -14,9 +15,9 @@ use crate::dumpxml::Element;
 use crate::list::{Filter, Listing};
 use clap::Parser;
 use cli::{Arguments, Command, Dry, Hook, ListArguments};
-use guest::requests::{Requests, Shape};
-use guest::virsh::Virsh;
-use guest::{reconcile, start};
+use guest::reconcile;
+use guest::requests::{Rom, Shape};
+use guest::session::Session;
 use host::hooks::install;
 use host::log::Log;
 use host::paths::Host;
@@ -31,8 +32,8 @@ use output::{all, complain, confirm, show, written};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-/// Reads the arguments and does what they say, on the host below `root`. Without a root of its own, only for root: who has
-/// which device, and the guests' definitions, are not for everybody.
+/// Reads the arguments and does what they say, on the host below `root`. Without a root of its own, only for root: who
+/// has which device, and the guests' definitions, are not for everybody.
 pub fn run(root: Option<std::ffi::OsString>) -> ExitCode {
     let arguments = Arguments::parse();
     let is_real = root.is_none();
@@ -73,9 +74,7 @@ fn dispatch(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
         Command::Reconcile { queued: true, dry: Dry { dry_run: false } } => reconcile::queued(host, log),
         Command::Reconcile { .. } => all(reconcile::once(host, log)?),
         Command::Setup { pf, queued, .. } => setup(host, log, pf, *queued),
-        Command::Start(arguments) => {
-            start::start(host, log, &Leases::new(host, log), &arguments.guest, &arguments.options())
-        }
+        Command::Start(arguments) => Session::new(host, log).start(&arguments.guest, &arguments.options()),
         Command::Hook { action, .. } => {
             let lines = match action {
                 Hook::Install => vec![install::install(host)?],
@@ -85,14 +84,16 @@ fn dispatch(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
         }
         Command::Rewrite { .. } => rewrite(&Leases::new(host, log)),
         Command::Adopt { guest, pool, device, rom_off, .. } => {
-            edit(host, log, guest, |requests| requests.adopt(guest, pool, *device, *rom_off))
+            let rom = if *rom_off { Rom::Off } else { Rom::Keep };
+            edit(host, log, guest, |session| session.adopt(guest, pool, *device, rom))
         }
-        Command::Attach { guest, pool, interface, rom_off, scope, .. } => edit(host, log, guest, |requests| {
-            let shape = Shape { mac: interface.as_deref(), rom_off: *rom_off };
-            requests.attach(guest, pool, shape, scope.scope())
+        Command::Attach { guest, pool, interface, rom_off, scope, .. } => edit(host, log, guest, |session| {
+            let rom = if *rom_off { Rom::Off } else { Rom::Keep };
+            let shape = Shape { mac: interface.as_deref(), rom };
+            session.attach(guest, pool, shape, scope.scope())
         }),
-        Command::Detach { guest, pool, device, scope, force, .. } => edit(host, log, guest, |requests| {
-            requests.detach(guest, pool, *device, scope.scope(), |question| confirm(question, *force))
+        Command::Detach { guest, pool, device, scope, force, .. } => edit(host, log, guest, |session| {
+            session.detach(guest, pool, *device, scope.scope(), |question| confirm(question, *force))
         }),
         Command::Release { guest, device, force, .. } => {
             let leases = Leases::new(host, log);
@@ -120,10 +121,8 @@ fn print_check(host: &Host, log: &Log, json: bool) -> Result<ExitCode> {
     })
 }
 
-fn edit(host: &Host, log: &Log, guest: &str, edit: impl FnOnce(&Requests) -> Result<String>) -> Result<()> {
-    let leases = Leases::new(host, log);
-    let virsh = Virsh { host, log, limit: leases.deadline() };
-    let edited = edit(&Requests { host, log, leases: &leases, virsh: &virsh });
+fn edit(host: &Host, log: &Log, guest: &str, edit: impl FnOnce(&Session) -> Result<String>) -> Result<()> {
+    let edited = edit(&Session::new(host, log));
     edited.map(|line| show(host, &line)).map_err(|error| error.during(format_args!("guest '{guest}'")))
 }
 

@@ -1,82 +1,77 @@
-//! The persistent definitions of the guests, read where libvirt keeps them: that costs no call, and tells by a file's
-//! stamp whether anything changed. Only libvirt writes them.
+//! Edits of one guest through virsh: its requests, and one device at a time.
 
-use crate::virsh::Virsh;
+use crate::session::Session;
+use crate::virsh::{CONFIG, Failure};
 use model::address::PciAddress;
 use model::domain::{Domain, NAMESPACE, Request, request_text};
-use model::error::Result;
 
-/// virsh's option for the definition.
-pub const CONFIG: &str = "--config";
-/// virsh's option for the guest as it runs.
-pub const LIVE: &str = "--live";
+/// The MAC address of the interface that stands in for a device with a boot order while that is moved.
+pub(crate) const PLACEHOLDER: &str = "52:54:00:76:66:70";
 
-/// Has libvirt replace a guest's requests, and nothing else of the definition, or of the guest as it runs.
-///
-/// # Errors
-/// What virsh said.
-pub fn set_requests(virsh: &Virsh, uuid: &str, which: &str, requests: &[Request]) -> Result<()> {
-    if requests.is_empty() {
-        return virsh.run(&["metadata", uuid, "--uri", NAMESPACE, which, "--remove"], "");
-    }
-    let text = request_text(requests);
-    virsh.run(&["metadata", uuid, "--uri", NAMESPACE, "--key", "vfpool", which, "--set", &text], "")
-}
-
-/// Has libvirt attach, detach or update one device of a guest's definition: this element. `command` is virsh's.
-///
-/// # Errors
-/// What virsh said.
-pub fn edit_device(virsh: &Virsh, command: &str, uuid: &str, element: &str) -> Result<()> {
-    virsh.run(&[command, uuid, "/dev/stdin", CONFIG], element)
-}
-
-/// What virsh says when a device that is to be detached is not in the definition (`VIR_ERR_DEVICE_MISSING`).
-pub const NOT_THERE: &str = "device not found";
-
-/// The interface that keeps per-device boot order alive while the only device that has one is moved: its MAC address.
-pub const PLACEHOLDER: &str = "52:54:00:76:66:70";
-
-/// Detaches the hostdev at this address in the guest and attaches it as `text`. Each step is a call of its own: nothing may be
-/// detached before its request, one of `requests`, holds it, and of several commands in one call each is run, whatever became
-/// of the one before. The reconciler tidies up.
-///
-/// # Errors
-/// What virsh said. The next run of the reconciler goes on.
-pub fn replace(
-    virsh: &Virsh,
-    domain: &Domain,
-    requests: &[Request],
-    guest_address: PciAddress,
-    text: &str,
-) -> Result<()> {
-    let is_it = |request: &Request| request.guest_address == guest_address;
-    let Some(device) = requests.iter().find(|request| is_it(request)).and_then(|request| domain.device_for(request))
-    else {
-        return Ok(());
-    };
-    domain.expect_only(device)?;
-    let (uuid, old) = (&domain.uuid, domain.text_of(device));
-    let set_moving = |moving: Option<&str>| {
-        let mut requests = requests.to_vec();
-        for request in requests.iter_mut().filter(|request| is_it(request)) {
-            request.moving = moving.map(str::to_owned);
+impl Session<'_> {
+    /// Has libvirt replace a guest's requests, and nothing else of the definition, or of the guest as it runs.
+    pub(crate) fn set_requests(&self, uuid: &str, which: &str, requests: &[Request]) -> Result<(), Failure> {
+        if requests.is_empty() {
+            return self.virsh.run(&["metadata", uuid, "--uri", NAMESPACE, which, "--remove"], "");
         }
-        set_requests(virsh, uuid, CONFIG, &requests)
-    };
-    set_moving(Some(text))?;
-    // When the last device that has a boot order goes, libvirt sets another one, and takes no such device again.
-    if old.contains("<boot ") && !domain.text().contains(PLACEHOLDER) {
-        edit_device(virsh, "attach-device", uuid, &placeholder(domain))?;
+        let text = request_text(requests);
+        self.virsh.run(&["metadata", uuid, "--uri", NAMESPACE, "--key", "vfpool", which, "--set", &text], "")
     }
-    if let Err(error) = edit_device(virsh, "detach-device", uuid, &old) {
-        if error.to_string().contains(NOT_THERE) {
-            // Somebody has just taken it away, or pointed it elsewhere; the next run is not to bring it back.
+
+    /// Has libvirt add this element to a guest's definition.
+    pub(crate) fn attach_device(&self, uuid: &str, element: &str) -> Result<(), Failure> {
+        self.virsh.run(&["attach-device", uuid, "/dev/stdin", CONFIG], element)
+    }
+
+    /// Has libvirt remove this element from a guest's definition.
+    pub(crate) fn detach_device(&self, uuid: &str, element: &str) -> Result<(), Failure> {
+        self.virsh.run(&["detach-device", uuid, "/dev/stdin", CONFIG], element)
+    }
+
+    /// Replaces the device at this address in the guest by `text`: the one way in which a device of a definition is
+    /// changed, hostdev or interface. (`update-device` knows no hostdev, and in libvirt 4.5 it frees an interface that
+    /// stays in use.)
+    ///
+    /// libvirt detaches and attaches, each in a call of its own: nothing may be detached before its request, one of
+    /// `requests`, holds it, and of several commands in one call each is run, whatever became of the one before.
+    /// Everything that this leaves in the definition is tidied up by the reconciler.
+    ///
+    /// # Errors
+    /// What virsh said. The next run of the reconciler goes on.
+    pub(crate) fn replace(
+        &self,
+        domain: &Domain,
+        requests: &[Request],
+        guest_address: PciAddress,
+        text: &str,
+    ) -> Result<(), Failure> {
+        let is_it = |request: &Request| request.guest_address == guest_address;
+        let Some(device) =
+            requests.iter().find(|request| is_it(request)).and_then(|request| domain.device_for(request))
+        else {
+            return Ok(());
+        };
+        domain.expect_only(device)?;
+        let (uuid, old) = (&domain.uuid, domain.text_of(device));
+        let set_moving = |moving: Option<&str>| {
+            let mut requests = requests.to_vec();
+            for request in requests.iter_mut().filter(|request| is_it(request)) {
+                request.moving = moving.map(str::to_owned);
+            }
+            self.set_requests(uuid, CONFIG, &requests)
+        };
+        set_moving(Some(text))?;
+        // When the last device that has a boot order goes, libvirt sets another one, and takes no such device again.
+        if old.contains("<boot ") && !domain.text().contains(PLACEHOLDER) {
+            self.attach_device(uuid, &placeholder(domain))?;
+        }
+        let detached = self.detach_device(uuid, &old);
+        if let Err(Failure::NotThere(_)) = detached {
+            // It was just removed or pointed elsewhere; the next run is not to bring it back.
             set_moving(None)?;
         }
-        return Err(error);
+        detached.and_then(|()| self.attach_device(uuid, text))
     }
-    edit_device(virsh, "attach-device", uuid, text)
 }
 
 /// An interface for the place of a device that has a boot order, where the guest has none yet.

@@ -2,10 +2,11 @@
 //!
 //! No hook depends on this crate: a hook that called libvirt would wait for itself.
 
-pub mod edit;
-pub mod hotplug;
-pub mod parking;
+mod edit;
+mod hotplug;
+mod parking;
 pub mod reconcile;
 pub mod requests;
+pub mod session;
 pub mod start;
 pub mod virsh;

@@ -1,38 +1,34 @@
-//! Parking: every stopped guest that asks a pool for a device points at a free one, so that whatever starts it (virsh,
-//! autostart, virt-manager) boots it with that.
+//! Parking: every stopped guest that requests a device from a pool points at a free one, so that whatever starts it
+//! (virsh, autostart, virt-manager) boots it with that.
 //!
-//! libvirt edits the definitions, one device at a time and never a whole one, so that no edit of anybody else is lost. An
-//! interface is updated in one step. A hostdev is detached and attached again; between the two steps its request in the
-//! guest's metadata holds it, and the hook lets no guest start without it. Whatever is killed, and whenever: the next
-//! run goes on from what the definition says.
+//! libvirt edits the definitions, one device at a time and never a whole one, so that no concurrent edit is lost. A
+//! device is detached and attached again; between the two steps its request in the guest's metadata holds it, and the
+//! hook lets no guest start without it. After a kill at any point the next run goes on from what the definition says.
 
-use crate::edit::{self, CONFIG, PLACEHOLDER};
-use crate::virsh::Virsh;
+use crate::edit::PLACEHOLDER;
+use crate::session::Session;
+use crate::virsh::{CONFIG, Failure};
 use host::libvirt::{definitions, runtime};
-use host::log::Log;
 use host::parked::{OtherDevice, Parked, ParkedGuest, PooledDevice};
-use host::paths::Host;
+use host::pci::sysfs;
 use host::process;
-use lease::Leases;
 use lease::availability::Standing;
 use lease::life::Life;
 use model::address::PciAddress;
 use model::assign::{Want, assign};
 use model::domain::{Domain, Kind, Request};
 use model::error::{Error, Result};
+use model::text::shell_word;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Parks the guests of one host.
-pub struct Parking<'a> {
-    /// The host.
-    pub host: &'a Host,
-    /// Where each change is told.
-    pub log: &'a Log,
-    /// Who has what.
-    pub leases: &'a Leases<'a>,
-    /// The way to libvirt.
-    pub virsh: Virsh<'a>,
+/// Which failures of a run are reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// All of them.
+    All,
+    /// Those of guests that changed since the last run, or whose start was just refused.
+    News,
 }
 
 /// What one run has to do, and what came of it.
@@ -44,13 +40,12 @@ struct Run {
     failures: Vec<(String, Error)>,
 }
 
-impl Parking<'_> {
-    /// Points every stopped guest at a free device, first the one whose start was refused last: `refused` were just now.
-    /// Returns what could not be done: of all guests, or, with `only_news`, of those that changed since the last run or were
-    /// refused.
-    pub fn park(&self, refused: &[String], only_news: bool) -> Result<Vec<Error>> {
+impl Session<'_> {
+    /// Points every stopped guest at a free device, first the one whose start was refused last: `refused` were just
+    /// now. Returns what could not be done.
+    pub(crate) fn park(&self, refused: &BTreeSet<String>, report: Report) -> Result<Vec<Error>> {
         let mut run = Run::default();
-        let _editing = self.leases.store().editing(self.virsh.limit)?;
+        let _editing = self.editing()?;
         let before = Parked::load(self.host);
         let mut parked = self.look(&before, &mut run)?;
         for guest in parked.guests.iter_mut().filter(|guest| refused.contains(&guest.name)) {
@@ -65,9 +60,9 @@ impl Parking<'_> {
             parked.save(self.host)?;
         }
         let Run { changed, failures } = run;
-        let is_news = |guest: &String| !only_news || changed.contains(guest) || refused.contains(guest);
-        let told = failures.into_iter().filter(|(guest, _)| is_news(guest));
-        Ok(told.map(|(guest, error)| error.during(format_args!("guest '{guest}'"))).collect())
+        let is_reported = |guest: &String| report == Report::All || changed.contains(guest) || refused.contains(guest);
+        let reported = failures.into_iter().filter(|(guest, _)| is_reported(guest));
+        Ok(reported.map(|(guest, error)| error.during(format_args!("guest '{guest}'"))).collect())
     }
 
     /// Reads the definitions that changed.
@@ -76,7 +71,11 @@ impl Parking<'_> {
         for name in definitions::names(self.host)? {
             let Some(stamp) = definitions::stamp(&definitions::path(self.host, &name)) else { continue };
             match before.guest(&name) {
-                Some(guest) if guest.stamp == stamp => parked.guests.push(guest.clone()),
+                Some(guest)
+                    if guest.stamp == stamp && (guest.unknown_to.is_none() || guest.unknown_to == self.libvirtd()) =>
+                {
+                    parked.guests.push(guest.clone());
+                }
                 _ => {
                     run.changed.insert(name.clone());
                     let refused = before.guest(&name).and_then(|guest| guest.refused);
@@ -89,8 +88,7 @@ impl Parking<'_> {
 
     /// Understands one definition.
     fn read(&self, name: &str, stamp: String, run: &mut Run) -> ParkedGuest {
-        let mut guest =
-            ParkedGuest { name: name.to_owned(), stamp, refused: None, devices: Vec::new(), others: Vec::new() };
+        let mut guest = ParkedGuest { name: name.to_owned(), stamp, ..ParkedGuest::default() };
         let xml = match definitions::read(self.host, name) {
             Ok(xml) => xml,
             Err(error) => {
@@ -127,48 +125,72 @@ impl Parking<'_> {
         parked.put(name, new);
     }
 
-    /// Whether libvirt would take the guest's definition for its next start only. One that is just being started is left
-    /// alone, too.
+    /// Whether libvirt would take the guest's definition for its next start only. One that is just being started is
+    /// left alone, too.
     fn is_stopped(&self, guest: &str) -> bool {
         runtime::qemu(self.host, guest).is_none()
             && self.leases.store().lease_or_none(guest).is_none_or(|lease| !lease.is_in_use(self.host, guest))
     }
 
     /// Points guests elsewhere; returns those that were touched.
-    fn move_all(&self, parked: &mut Parked, run: &mut Run) -> Vec<String> {
-        let mut touched: Vec<String> = Vec::new();
-        let unfinished = |guest: &&ParkedGuest| guest.devices.iter().any(|place| place.moving);
-        let unfinished: Vec<String> = parked.guests.iter().filter(unfinished).map(|guest| guest.name.clone()).collect();
-        for guest in unfinished {
-            if let Err(error) = self.finish(&guest) {
-                run.failures.push((guest.clone(), error));
-            }
-            self.look_again(&guest, parked, run);
-            touched.push(guest);
+    fn move_all(&self, parked: &mut Parked, run: &mut Run) -> BTreeSet<String> {
+        let mut touched = BTreeSet::new();
+        let is_unfinished =
+            |guest: &&ParkedGuest| guest.unknown_to.is_none() && guest.devices.iter().any(|device| device.moving);
+        let unfinished = parked.guests.iter().filter(is_unfinished).map(|guest| guest.name.clone());
+        for guest in unfinished.collect::<Vec<_>>() {
+            let done = self.finish(&guest);
+            self.moved(&guest, done, parked, run);
+            touched.insert(guest);
         }
         for (guest, guest_address, to) in self.decide(parked, run) {
-            if let Err(error) = self.point(&guest, guest_address, to) {
-                run.failures.push((guest.clone(), error));
+            if parked.is_unknown(&guest) {
+                continue;
             }
-            self.look_again(&guest, parked, run);
-            touched.push(guest);
+            let done = self.point(&guest, guest_address, to);
+            self.moved(&guest, done, parked, run);
+            touched.insert(guest);
         }
+        touched.retain(|guest| !parked.is_unknown(guest));
         touched
+    }
+
+    /// Notes what came of a move.
+    fn moved(&self, guest: &str, done: Result<(), Failure>, parked: &mut Parked, run: &mut Run) {
+        self.look_again(guest, parked, run);
+        match done {
+            Ok(()) => {}
+            Err(Failure::NoGuest(_)) => {
+                let path = definitions::path(self.host, guest);
+                self.log.info(format_args!("{}: libvirt has no such guest; the file is ignored", path.display()));
+                let unknown =
+                    parked.guest(guest).map(|guest| ParkedGuest { unknown_to: self.libvirtd(), ..guest.clone() });
+                parked.put(guest, unknown);
+            }
+            Err(failure) => run.failures.push((guest.to_owned(), failure.into())),
+        }
+    }
+
+    /// This libvirtd, and no later one: that reads all definitions again.
+    fn libvirtd(&self) -> Option<String> {
+        runtime::libvirtd(self.host).map(|process| format!("{}-{}", process.pid, process.start))
     }
 
     /// What is to be moved where.
     fn decide(&self, parked: &Parked, run: &mut Run) -> Vec<(String, PciAddress, PciAddress)> {
-        let asking = |guest: &&ParkedGuest| guest.devices.iter().any(|place| place.address.is_some());
+        let is_asking = |guest: &&ParkedGuest| {
+            guest.unknown_to.is_none() && guest.devices.iter().any(|device| device.address.is_some())
+        };
         let mut guests: Vec<&ParkedGuest> =
-            parked.guests.iter().filter(asking).filter(|guest| self.is_stopped(&guest.name)).collect();
+            parked.guests.iter().filter(is_asking).filter(|guest| self.is_stopped(&guest.name)).collect();
         guests.sort_by_key(|guest| Reverse(guest.refused));
         let mut wants = Vec::new();
         let mut keys = Vec::new();
         for guest in &guests {
-            for place in &guest.devices {
-                let Some(current) = place.address else { continue };
-                wants.push(Want { guest: &guest.name, pool: &place.pool, current });
-                keys.push(place.guest_address);
+            for device in &guest.devices {
+                let Some(current) = device.address else { continue };
+                wants.push(Want { guest: &guest.name, pool: &device.pool, current });
+                keys.push(device.guest_address);
             }
         }
         let mut free = BTreeMap::new();
@@ -210,40 +232,73 @@ impl Parking<'_> {
     }
 
     /// Points one device of a guest at another one.
-    fn point(&self, guest: &str, guest_address: PciAddress, to: PciAddress) -> Result<()> {
-        let xml = definitions::read(self.host, guest)?;
-        let domain = Domain::parse(&xml)?;
+    fn point(&self, guest: &str, guest_address: PciAddress, to: PciAddress) -> Result<(), Failure> {
+        let domain = self.defined(guest)?;
         let request = domain.requests.iter().find(|request| request.guest_address == guest_address);
         let found = request.and_then(|request| Some((request, domain.device_for(request)?)));
-        // Somebody has edited the guest meanwhile. That makes another run.
+        // The guest has just been edited. That makes another run.
         let Some((request, device)) = found else { return Ok(()) };
         let (from, text) = (device.address, domain.text_at(device, to));
-        match device.kind {
-            Kind::Interface => edit::edit_device(&self.virsh, "update-device", &domain.uuid, &text)?,
-            Kind::Hostdev | Kind::Disk => {
-                edit::replace(&self.virsh, &domain, &domain.requests, guest_address, &text)?;
-            }
-        }
+        self.replace(&domain, &domain.requests, guest_address, &text)?;
         self.log.info(format_args!("guest '{guest}': parked at {to} of pool '{}' (was {from})", request.pool));
         Ok(())
     }
 
-    /// Attaches what a run that did not end has detached.
-    fn finish(&self, guest: &str) -> Result<()> {
-        let xml = definitions::read(self.host, guest)?;
-        let domain = Domain::parse(&xml)?;
-        for request in &domain.requests {
-            let Some(text) = request.moving.as_ref().filter(|_| domain.device_for(request).is_none()) else { continue };
-            edit::edit_device(&self.virsh, "attach-device", &domain.uuid, text)?;
+    /// Attaches what a run that did not end has detached. Each only once: its request then holds it no more.
+    fn finish(&self, guest: &str) -> Result<(), Failure> {
+        let domain = self.defined(guest)?;
+        let mut requests = domain.requests.clone();
+        for index in 0..requests.len() {
+            let request = requests[index].clone();
+            let Some(text) = request.moving.as_ref().filter(|_| domain.device_for(&request).is_none()) else {
+                continue;
+            };
+            self.expect_requested(guest, &request, text)?;
+            self.attach_device(&domain.uuid, text)?;
             self.log.warning(format_args!(
                 "guest '{guest}': its device of pool '{}' is back in its definition, after a move that did not end",
                 request.pool
             ));
+            requests[index].moving = None;
+            self.set_requests(&domain.uuid, CONFIG, &requests)?;
         }
         Ok(())
     }
 
-    /// Takes out of a guest's definition what was only needed for the move.
+    /// The text that a request holds is part of the guest's XML, which others may write, and root's virsh is to attach
+    /// it.
+    ///
+    /// # Errors
+    /// It is anything but the one device that the request stands for.
+    fn expect_requested(&self, guest: &str, request: &Request, text: &str) -> Result<()> {
+        let Request { pool: name, guest_address, .. } = request;
+        let wrong = |why: &str| {
+            Error::new(format!("the element in its request for a device of pool '{name}' is not attached: {why}"))
+                .remedy(format!(
+                    "Run `vfpool detach {} {} {guest_address} --config`, then attach the device again",
+                    shell_word(guest),
+                    shell_word(name)
+                ))
+        };
+        let pool = self.leases.pools().find(name)?;
+        let xml = format!("<domain><devices>{text}</devices></domain>");
+        let domain = Domain::parse(xml.as_bytes()).map_err(|error| wrong(error.reason()))?;
+        let [device] = domain.devices.as_slice() else { return Err(wrong("it is not one PCI device")) };
+        let address = device.address;
+        if device.kind == Kind::Disk || domain.text_of(device) != text {
+            return Err(wrong("it is not one hostdev or interface"));
+        }
+        if device.guest_address != Some(*guest_address) {
+            return Err(wrong(&format!("it is not at {guest_address} in the guest")));
+        }
+        let found = sysfs::identity(self.host, address)?;
+        if !found.is_some_and(|found| pool.has_member(self.host, &found)) {
+            return Err(wrong(&format!("{address} is not in the pool")));
+        }
+        Ok(())
+    }
+
+    /// Removes from a guest's definition what was only needed for the move.
     fn tidy(&self, guest: &str, parked: &mut Parked, run: &mut Run) {
         let places = parked.guest(guest).map(|guest| guest.devices.clone()).unwrap_or_default();
         if let Err(error) = self.try_tidy(guest, &places) {
@@ -252,10 +307,9 @@ impl Parking<'_> {
         self.look_again(guest, parked, run);
     }
 
-    /// `places`: the guest's devices after the move. One that has gone since was taken away by somebody.
+    /// `places`: the guest's devices after the move. One that has gone since was removed by someone else.
     fn try_tidy(&self, guest: &str, places: &[PooledDevice]) -> Result<()> {
-        let xml = definitions::read(self.host, guest)?;
-        let domain = Domain::parse(&xml)?;
+        let domain = self.defined(guest)?;
         let was_there = |request: &Request| {
             let mut places = places.iter();
             places.any(|place| place.guest_address == request.guest_address && place.address.is_some())
@@ -264,7 +318,7 @@ impl Parking<'_> {
         let is_moving = |request: &&Request| request.moving.is_some();
         if domain.text().contains(PLACEHOLDER) && domain.requests.iter().filter(is_moving).all(is_over) {
             let bare = format!("<interface type='user'><mac address='{PLACEHOLDER}'/></interface>");
-            edit::edit_device(&self.virsh, "detach-device", &domain.uuid, &bare)?;
+            self.detach_device(&domain.uuid, &bare)?;
         }
         if !domain.requests.iter().filter(is_moving).any(is_over) {
             return Ok(());
@@ -273,6 +327,6 @@ impl Parking<'_> {
             .requests
             .iter()
             .map(|request| Request { moving: request.moving.clone().filter(|_| !is_over(request)), ..request.clone() });
-        edit::set_requests(&self.virsh, &domain.uuid, CONFIG, &requests.collect::<Vec<_>>())
+        Ok(self.set_requests(&domain.uuid, CONFIG, &requests.collect::<Vec<_>>())?)
     }
 }

@@ -1,43 +1,54 @@
-//! What systemd runs after something changed, and an admin by hand: first everything that guests left behind is given back,
-//! then what a killed `vfpool attach` or `detach` began is brought to an end, then every stopped guest is parked.
+//! What systemd runs after something changed, and an admin by hand: first all devices that guests left behind are
+//! reattached, then what a killed `vfpool attach` or `detach` began is brought to an end, then every stopped guest is
+//! parked.
 
-use crate::hotplug::Hotplug;
-use crate::parking::Parking;
-use crate::requests::{self, Requests};
-use crate::start::{self, Options};
-use crate::virsh::Virsh;
+use crate::parking::Report;
+use crate::session::Session;
+use crate::start::Options;
 use host::libvirt::runtime;
 use host::log::Log;
 use host::paths::Host;
-use host::queue::Queue;
-use lease::Leases;
+use host::queue::{Entry, Queue};
 use model::error::{Error, Result};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 use std::{fs, thread};
 
-/// How long to look for more to do. A change of a definition that systemd's watch has missed, because it was just telling of
-/// the one before, comes within this time; and a burst of starts becomes a few runs.
+/// How long to look for more to do. A change of a definition that systemd's watch has missed, because it was just
+/// reporting the one before, comes within this time; and a burst of starts becomes a few runs.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// When to begin no further run: systemd ends the unit after a while, and that must not be in the midst of a move.
+const LIMIT: Duration = Duration::from_secs(10);
+
 /// Brings leases and definitions in line, once. Returns what could not be done.
+///
+/// # Errors
+/// Nothing, or not all that was queued, could be done; the queue is kept.
 pub fn once(host: &Host, log: &Log) -> Result<Vec<Error>> {
     let entries = Queue::Reconcile.take(host)?;
-    run(host, log, &entries, false).inspect_err(|_| put_back(host, &entries))
+    run(host, log, &entries, Report::All).inspect_err(|_| put_back(host, &entries))
 }
 
-/// What was asked for stays asked for.
-fn put_back(host: &Host, entries: &[String]) {
+/// What was to be done still is.
+fn put_back(host: &Host, entries: &BTreeSet<Entry>) {
     for entry in entries {
-        let _ = Queue::Reconcile.put(host, entry);
+        let _ = entry.put(host);
     }
 }
 
-/// Does what the queue asks for, until nothing has changed for a while.
+/// Does what the queue asks for, until nothing has changed for a while, or for long enough: what is in the queue then
+/// has systemd start the unit again.
+///
+/// # Errors
+/// The queue cannot be read or emptied.
 pub fn queued(host: &Host, log: &Log) -> Result<()> {
+    let end = Instant::now() + LIMIT;
     loop {
         let seen = definitions_changed(host);
-        let entries = Queue::Reconcile.take(host)?;
-        match run(host, log, &entries, true) {
+        // Nobody starts this again and again at once.
+        let entries = Queue::Reconcile.take(host).inspect_err(|_| thread::sleep(LIMIT))?;
+        match run(host, log, &entries, Report::News) {
             Ok(errors) => errors.iter().for_each(|error| log.error(error)),
             Err(error) => {
                 log.error(&error);
@@ -45,41 +56,45 @@ pub fn queued(host: &Host, log: &Log) -> Result<()> {
                 thread::sleep(SETTLE);
             }
         }
-        let end = Instant::now() + SETTLE;
+        let settled = Instant::now() + SETTLE;
         while definitions_changed(host) == seen && Queue::Reconcile.is_empty(host)? {
-            if Instant::now() >= end {
+            if Instant::now() >= settled {
                 return Ok(());
             }
             thread::sleep(Duration::from_millis(20));
         }
+        if Instant::now() >= end {
+            return if definitions_changed(host) == seen { Ok(()) } else { Entry::Definitions.put(host) };
+        }
     }
 }
 
-/// libvirt writes definitions by renames, so the folder tells of each.
+/// libvirt writes definitions by renames, so the folder's time changes with each.
 fn definitions_changed(host: &Host) -> Option<SystemTime> {
     fs::metadata(host.definitions()).and_then(|data| data.modified()).ok()
 }
 
-fn run(host: &Host, log: &Log, entries: &[String], only_news: bool) -> Result<Vec<Error>> {
-    let leases = Leases::new(host, log);
-    let mut errors = leases.reconcile()?;
-    let about = |what: &str| -> Vec<String> {
-        entries.iter().filter_map(|entry| entry.strip_prefix(what)).map(str::to_owned).collect()
-    };
-    let virsh = Virsh { host, log, limit: leases.deadline() };
-    let requests = Requests { host, log, leases: &leases, virsh: &virsh };
-    // What could not be ended now keeps nobody else waiting.
+fn run(host: &Host, log: &Log, entries: &BTreeSet<Entry>, report: Report) -> Result<Vec<Error>> {
+    let session = Session::new(host, log);
+    let mut errors = session.leases.reconcile()?;
+    let (mut refused, mut restarts) = (BTreeSet::new(), Vec::new());
+    // What could not be ended now keeps no other guest waiting.
     let mut unfinished = None;
-    for note in about(requests::ATTACHED) {
-        unfinished = requests.finish(&note).err().or(unfinished);
+    for entry in entries {
+        match entry {
+            Entry::Attached { address, guest, pool } => {
+                unfinished = session.end_attach(guest, pool, *address).err().or(unfinished);
+            }
+            Entry::Refused(guest) => _ = refused.insert(guest.clone()),
+            Entry::Restart(guest) => restarts.push(guest),
+            Entry::Pf(_) | Entry::Setup | Entry::Definitions | Entry::Guest(_) => {}
+        }
     }
-    errors.extend(Hotplug { host, log, leases: &leases, virsh: &virsh }.settle()?);
-    let parking = Parking { host, log, leases: &leases, virsh };
-    errors.extend(parking.park(&about("refused "), only_news)?);
-    // Somebody may have started it meanwhile.
-    for guest in about("restart ").into_iter().filter(|guest| runtime::qemu(host, guest).is_none()) {
-        let started = start::start(host, log, &leases, &guest, &Options::default());
-        match started {
+    errors.extend(session.settle()?);
+    errors.extend(session.park(&refused, report)?);
+    // It may have been started since.
+    for guest in restarts.into_iter().filter(|guest| runtime::qemu(host, guest).is_none()) {
+        match session.start(guest, &Options::default()) {
             Ok(()) => log.info(format_args!("guest '{guest}': started again with a free device (on-busy='restart')")),
             Err(error) => errors.push(error),
         }

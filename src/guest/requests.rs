@@ -1,41 +1,22 @@
-//! What an admin asks of a guest: a device of a pool instead of a certain one, another one, or one less; of its definition,
-//! of the running guest, or of both.
+//! What an admin changes of a guest's requests: a fixed device becomes one of a pool, the guest gets one more, or
+//! loses one; in its definition, in the running guest, or in both. Each returns a line that says what was done.
 
-use crate::edit::{self, CONFIG};
-use crate::hotplug::Hotplug;
-use crate::virsh::{NO_ANSWER, Virsh};
+use crate::session::Session;
+use crate::virsh::{CONFIG, Failure};
 use host::config::pool::Pool;
 use host::libvirt::definitions;
-use host::log::Log;
 use host::parked::Parked;
-use host::paths::Host;
-use host::queue::Queue;
-use lease::Leases;
+use host::pci::sysfs;
+use host::queue::Entry;
 use lease::availability::Standing;
 use model::address::PciAddress;
 use model::domain::{Domain, Hostdev, Kind, Request};
 use model::error::{Error, Result};
 
-/// What the reconciler finds in its queue after a device was attached to a definition, before its request was written there:
-/// `attached ADDRESS GUEST/POOL`.
-pub const ATTACHED: &str = "attached ";
-
-/// Edits requests on one host. Each returns a line that says what was done.
-pub struct Requests<'a> {
-    /// The host.
-    pub host: &'a Host,
-    /// Where each change is told.
-    pub log: &'a Log,
-    /// Who has what.
-    pub leases: &'a Leases<'a>,
-    /// The way to libvirt.
-    pub virsh: &'a Virsh<'a>,
-}
-
-/// Of which guest something is asked; at least one of the two, as virsh has it.
+/// What is changed; at least one of the two, as virsh has it.
 #[derive(Debug, Clone, Copy)]
 pub struct Scope {
-    /// The guest that runs.
+    /// The running guest.
     pub live: bool,
     /// Its definition, from the next start on.
     pub config: bool,
@@ -44,16 +25,25 @@ pub struct Scope {
 /// What kind of element a new device gets.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape<'a> {
-    /// An interface with this MAC address (libvirt makes one up for an empty text) instead of a hostdev.
+    /// An interface with this MAC address (libvirt generates one for an empty text) instead of a hostdev.
     pub mac: Option<&'a str>,
-    /// The guest is to see no option ROM.
-    pub rom_off: bool,
+    /// Its option ROM.
+    pub rom: Rom,
+}
+
+/// A device's option ROM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rom {
+    /// As it is.
+    Keep,
+    /// Hidden from the guest.
+    Off,
 }
 
 impl Shape<'_> {
     fn element(self, pool: &Pool, address: PciAddress) -> String {
         let managed = if pool.managed { "yes" } else { "no" };
-        let rom = if self.rom_off { "<rom bar='off'/>" } else { "" };
+        let rom = if self.rom == Rom::Off { "<rom bar='off'/>" } else { "" };
         let source = format!("<source>{}</source>{rom}", address.element());
         match self.mac {
             None => format!("<hostdev mode='subsystem' type='pci' managed='{managed}'>{source}</hostdev>"),
@@ -66,13 +56,14 @@ impl Shape<'_> {
     }
 }
 
-impl Requests<'_> {
-    /// Makes a device that the guest has already, by a fixed address, one of a pool: the given one, else the only one that is
-    /// a member, else the only one at all (a guest from another host). Its definition points where it did until it is parked.
-    pub fn adopt(&self, guest: &str, pool: &str, device: Option<PciAddress>, rom_off: bool) -> Result<String> {
+impl Session<'_> {
+    /// Replaces a guest's fixed device with a request for any device of a pool: the given device, else the only one
+    /// that is a member, else the only one at all (a guest from another host). Its definition points where it did
+    /// until it is parked.
+    pub fn adopt(&self, guest: &str, pool: &str, device: Option<PciAddress>, rom: Rom) -> Result<String> {
         let pool = self.leases.pools().find(pool)?;
-        let _editing = self.leases.store().editing(self.virsh.limit)?;
-        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
+        let _editing = self.editing()?;
+        let domain = self.defined(guest)?;
         let device = self.adoptable(&domain, pool, device)?;
         let guest_address = device.guest_address.ok_or_else(|| {
             Error::new(format!(
@@ -82,24 +73,17 @@ impl Requests<'_> {
         })?;
         let mut requests = domain.requests.clone();
         requests.push(Request { pool: pool.name.clone(), guest_address, moving: None });
-        let text = if rom_off { domain.text_without_rom(device) } else { domain.text_of(device) };
-        match device.kind {
-            // Its request has it while it is on its way.
-            Kind::Hostdev if text != domain.text_of(device) => {
-                self.wake(guest);
-                edit::replace(self.virsh, &domain, &requests, guest_address, &text)?;
-            }
-            _ => {
-                if text != domain.text_of(device) {
-                    edit::edit_device(self.virsh, "update-device", &domain.uuid, &text)?;
-                }
-                edit::set_requests(self.virsh, &domain.uuid, CONFIG, &requests)?;
-            }
+        let (old, address) = (domain.text_of(device), device.address);
+        let text = if rom == Rom::Off { domain.text_without_rom(device) } else { old.clone() };
+        if text == old {
+            self.set_requests(&domain.uuid, CONFIG, &requests)?;
+        } else {
+            // Its request holds it while it is moved.
+            self.wake(guest);
+            self.replace(&domain, &requests, guest_address, &text)?;
         }
-        let (address, pool) = (device.address, &pool.name);
-        let rom = self.rom(address, rom_off);
-        let place = format!("{address} (in the guest at {guest_address}{rom})");
-        Ok(self.done(guest, &format!("{place} is now any device of pool '{pool}'")))
+        let place = format!("{address} (in the guest at {guest_address}{})", self.rom(address, rom));
+        Ok(self.done(guest, &format!("{place} is now any device of pool '{}'", pool.name)))
     }
 
     fn adoptable<'d>(&self, domain: &'d Domain, pool: &Pool, wanted: Option<PciAddress>) -> Result<&'d Hostdev> {
@@ -109,82 +93,77 @@ impl Requests<'_> {
             let found = fixed.iter().find(|device| device.address == wanted);
             return found.copied().ok_or_else(|| {
                 let has = if domain.devices.iter().any(|device| device.address == wanted) {
-                    "is asked from a pool already, or no hostdev or interface"
+                    "is requested from a pool already, or is not a hostdev or interface"
                 } else {
-                    "is none of its devices"
+                    "is not one of its devices"
                 };
                 Error::new(format!("{wanted} {has}; it has {}", list(&fixed)))
             });
         }
         let is_member = |device: &&&Hostdev| {
-            let found = host::pci::sysfs::identity(self.host, device.address).ok().flatten();
+            let found = sysfs::identity(self.host, device.address).ok().flatten();
             found.is_some_and(|found| pool.has_member(self.host, &found))
         };
         let members: Vec<&Hostdev> = fixed.iter().filter(is_member).copied().collect();
         match (members.as_slice(), fixed.as_slice()) {
             // One that is here is what it is; one that is not was left behind on another host.
-            ([], [device]) if host::pci::sysfs::identity(self.host, device.address)?.is_some() => {
+            ([], [device]) if sysfs::identity(self.host, device.address)?.is_some() => {
                 let address = device.address;
-                Err(Error::new(format!("its only device, {address}, is none of pool '{}'", pool.name))
-                    .remedy(format!("If it is to become one all the same, say {address} after the pool")))
+                Err(Error::new(format!("its only device, {address}, is not in pool '{}'", pool.name))
+                    .remedy(format!("To adopt it nevertheless, name {address} after the pool")))
             }
             ([device], _) | ([], [device]) => Ok(device),
             ([], []) if domain.requests.is_empty() => {
-                Err(Error::new("it has no PCI device; give it one with `vfpool attach`"))
+                Err(Error::new("it has no PCI device").remedy("Add one with `vfpool attach`"))
             }
-            ([], []) => Err(Error::new("all of its PCI devices are asked from pools already")),
-            _ => Err(Error::new(format!("it has {}; say which of them, after the pool", list(&fixed)))),
+            ([], []) => Err(Error::new("all of its PCI devices are requested from pools already")),
+            _ => Err(several(&fixed)),
         }
     }
 
     /// Gives a guest one more device of a pool.
     pub fn attach(&self, guest: &str, pool: &str, shape: Shape, scope: Scope) -> Result<String> {
         let pool = self.leases.pools().find(pool)?;
-        let _editing = self.leases.store().editing(self.virsh.limit)?;
+        let _editing = self.editing()?;
         if scope.config {
             // What cannot be edited is said before the running guest is touched.
-            Domain::parse(&definitions::read(self.host, guest)?)?;
+            self.defined(guest)?;
         }
         let mut told = Vec::new();
         let address = if scope.live {
-            let hotplug = self.hotplug();
-            let (address, text) = hotplug.attach(guest, pool, |address| shape.element(pool, address))?;
-            let rom = self.rom(address, shape.rom_off);
+            let (address, text) = self.plug(guest, pool, |address| shape.element(pool, address))?;
+            let rom = self.rom(address, shape.rom);
             told.push(format!("{address}{rom} of pool '{}' attached to the running guest", pool.name));
             if scope.config {
                 // With the same guest address and MAC, if its definition has room for it there.
                 let added = self.add(guest, pool, address, &text);
                 let added = added.or_else(|_| self.add(guest, pool, address, &shape.element(pool, address)));
-                told.push(added.map_err(|error| hotplug.take_back(guest, address, &error))?);
+                told.push(added.map_err(|error| self.unplug(guest, address, &error))?);
             }
             address
         } else {
-            let domain = definitions::read(self.host, guest)?;
-            let address = self.any_member(guest, &Domain::parse(&domain)?, pool)?;
+            let address = self.any_member(guest, &self.defined(guest)?, pool)?;
             told.push(self.add(guest, pool, address, &shape.element(pool, address))?);
             address
         };
         if !scope.live {
-            let rom = self.rom(address, shape.rom_off);
+            let rom = self.rom(address, shape.rom);
             told.push(format!("it points at {address}{rom} for now"));
         }
         Ok(self.done(guest, &told.join("; ")))
     }
 
-    /// Adds a device to a guest's definition, and the request for it. Should we be killed in between, the reconciler does the
-    /// rest.
+    /// Adds a device to a guest's definition, and the request for it. Should we be killed in between, the reconciler
+    /// does the rest.
     fn add(&self, guest: &str, pool: &Pool, address: PciAddress, element: &str) -> Result<String> {
-        let note = format!("{ATTACHED}{address} {guest}/{}", pool.name);
-        Queue::Reconcile.put(self.host, &note)?;
-        let xml = definitions::read(self.host, guest)?;
-        let attached = edit::edit_device(self.virsh, "attach-device", &Domain::parse(&xml)?.uuid, element);
-        if let Err(error) = attached {
-            // Without an answer, it may still come.
-            if !error.to_string().contains(NO_ANSWER) {
-                Queue::Reconcile.remove(self.host, &note);
-            }
-            return Err(error);
+        let entry = Entry::Attached { address, guest: guest.to_owned(), pool: pool.name.clone() };
+        entry.put(self.host)?;
+        let attached = self.attach_device(&self.defined(guest)?.uuid, element);
+        // Without an answer, it may still come.
+        if let Err(Failure::NotThere(_) | Failure::NoGuest(_) | Failure::Said(_)) = attached {
+            entry.remove(self.host);
         }
+        attached?;
         let name = &pool.name;
         if self.host.is_dry() {
             self.log.info(format_args!("virsh metadata {guest} ... --config: a request of pool '{name}'"));
@@ -192,7 +171,7 @@ impl Requests<'_> {
         }
         let requested = self.request(guest, name, address).inspect_err(|_| {
             if self.drop_device(guest, address).is_ok() {
-                Queue::Reconcile.remove(self.host, &note);
+                entry.remove(self.host);
             }
         });
         let guest_address = requested?.ok_or_else(|| {
@@ -203,51 +182,50 @@ impl Requests<'_> {
         Ok(format!("a device of pool '{name}' attached, in the guest at {guest_address} from the next start on"))
     }
 
-    /// Takes a device that nothing asks for out of a guest's definition again.
+    /// Removes a device without a request from a guest's definition again.
     fn drop_device(&self, guest: &str, address: PciAddress) -> Result<()> {
-        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
+        let domain = self.defined(guest)?;
         let mut new = domain.devices.iter().filter(|device| domain.request_for(device).is_none());
         let Some(device) = new.find(|device| device.address == address) else { return Ok(()) };
-        edit::edit_device(self.virsh, "detach-device", &domain.uuid, &domain.text_of(device))
+        Ok(self.detach_device(&domain.uuid, &domain.text_of(device))?)
     }
 
-    /// Writes the request for a device that a guest's definition has just got. `None`: it is not there, or asked for already.
+    /// Writes the request for a device that a guest's definition has just got. `None`: it is not there, or asked for
+    /// already.
     fn request(&self, guest: &str, pool: &str, address: PciAddress) -> Result<Option<PciAddress>> {
-        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
+        let domain = self.defined(guest)?;
         let mut new = domain.devices.iter().filter(|device| domain.request_for(device).is_none());
         let new = new.find(|device| device.kind != Kind::Disk && device.address == address);
         let Some(guest_address) = new.and_then(|device| device.guest_address) else { return Ok(None) };
         let mut requests = domain.requests.clone();
         requests.push(Request { pool: pool.to_owned(), guest_address, moving: None });
-        edit::set_requests(self.virsh, &domain.uuid, CONFIG, &requests)?;
+        self.set_requests(&domain.uuid, CONFIG, &requests)?;
         Ok(Some(guest_address))
     }
 
-    /// Ends what a killed [`attach`](Self::attach) has begun; `note` is what follows [`ATTACHED`] in the reconciler's queue.
-    pub fn finish(&self, note: &str) -> Result<()> {
-        let parts = note.split_once(' ').and_then(|(address, rest)| Some((address, rest.split_once('/')?)));
-        let Some((address, (guest, pool))) = parts else { return Ok(()) };
-        let _editing = self.leases.store().editing(self.virsh.limit)?;
+    /// Ends what a killed [`attach`](Self::attach) has begun: a device was, or is being, attached to a definition.
+    pub(crate) fn end_attach(&self, guest: &str, pool: &str, address: PciAddress) -> Result<()> {
+        let _editing = self.editing()?;
         if !definitions::path(self.host, guest).exists() {
             return Ok(());
         }
         let about = |error: Error| error.during(format_args!("guest '{guest}'"));
-        if let Err(error) = definitions::read(self.host, guest).and_then(|xml| Domain::parse(&xml).map(drop)) {
+        if let Err(error) = self.defined(guest) {
             // Another time it is no better.
             self.log.error(about(error.during(format_args!("{address} of pool '{pool}' stays a fixed device"))));
             return Ok(());
         }
-        let requested = address.parse().and_then(|address| self.request(guest, pool, address)).map_err(about)?;
+        let requested = self.request(guest, pool, address).map_err(about)?;
         if let Some(guest_address) = requested {
             self.log.warning(format_args!(
-                "guest '{guest}': a device of pool '{pool}', in the guest at {guest_address}, was attached by a command that \
-                 did not end"
+                "guest '{guest}': a device of pool '{pool}', in the guest at {guest_address}, was attached by a \
+                 command that did not end"
             ));
         }
         Ok(())
     }
 
-    /// A free member that nobody is parked at; else a free one, else any: parking moves it.
+    /// A free member that no guest is parked at; else a free one, else any: parking moves it.
     fn any_member(&self, guest: &str, domain: &Domain, pool: &Pool) -> Result<PciAddress> {
         let parked = Parked::load(self.host);
         let mut standings = self.leases.availability().of_pool(guest, pool)?;
@@ -263,8 +241,8 @@ impl Requests<'_> {
         })
     }
 
-    /// Takes a device of a pool from a guest: the given one, by its address on the host or in the guest, or its only one.
-    /// `confirm` is asked before a running guest loses one.
+    /// Detaches a device of a pool from a guest: the given one, by its address on the host or in the guest, or its
+    /// only one. `confirm` is asked before a running guest loses one.
     pub fn detach(
         &self,
         guest: &str,
@@ -273,50 +251,48 @@ impl Requests<'_> {
         scope: Scope,
         confirm: impl FnOnce(&str) -> Result<()>,
     ) -> Result<String> {
-        let hotplug = self.hotplug();
         let mut told = Vec::new();
         let mut device = device;
         if scope.live {
-            let domain = hotplug.domain(guest)?;
-            let defined = definitions::read(self.host, guest).unwrap_or_default();
-            let defined = Domain::parse(&defined).map(|domain| domain.requests).unwrap_or_default();
-            let found = chosen(Hotplug::pooled(&domain, &defined, pool), pool, device)?;
+            let domain = self.live(guest)?;
+            let defined = self.defined(guest).map(|domain| domain.requests).unwrap_or_default();
+            let found = chosen(Self::pooled(&domain, &defined, pool), pool, device)?;
             let address = found.address;
             if scope.config {
                 device = found.guest_address;
                 self.request_of(guest, pool, device)?;
             }
             if !self.host.is_dry() {
-                confirm(&format!("Take {address} away from the running guest '{guest}'?"))?;
+                confirm(&format!("Detach {address} from the running guest '{guest}'?"))?;
             }
-            hotplug.ask(guest, address)?;
-            let _editing = self.leases.store().editing(self.virsh.limit)?;
-            hotplug.give_back(guest, address)?;
+            self.ask(guest, address)?;
+            let _editing = self.editing()?;
+            self.let_go(guest, address)?;
             told.push(format!("{address} of pool '{pool}' detached from the running guest"));
         }
         if scope.config {
-            let _editing = self.leases.store().editing(self.virsh.limit)?;
+            let _editing = self.editing()?;
             self.remove(guest, pool, device)?;
             told.push(format!("a device of pool '{pool}' detached, from the next start on"));
         }
         Ok(self.done(guest, &told.join("; ")))
     }
 
-    /// Takes a device, and the request for it, out of a guest's definition.
+    /// Removes a device, and the request for it, from a guest's definition.
     fn remove(&self, guest: &str, pool: &str, device: Option<PciAddress>) -> Result<()> {
         let request = self.request_of(guest, pool, device)?;
-        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
+        let domain = self.defined(guest)?;
         if let Some(device) = domain.device_for(&request) {
             domain.expect_only(device)?;
-            edit::edit_device(self.virsh, "detach-device", &domain.uuid, &domain.text_of(device))?;
+            self.detach_device(&domain.uuid, &domain.text_of(device))?;
         }
         let rest: Vec<Request> = domain.requests.iter().filter(|other| **other != request).cloned().collect();
-        edit::set_requests(self.virsh, &domain.uuid, CONFIG, &rest)
+        Ok(self.set_requests(&domain.uuid, CONFIG, &rest)?)
     }
 
     /// The one request of a guest's definition that is meant.
     fn request_of(&self, guest: &str, pool: &str, device: Option<PciAddress>) -> Result<Request> {
-        let domain = Domain::parse(&definitions::read(self.host, guest)?)?;
+        let domain = self.defined(guest)?;
         let matches = |request: &&Request| {
             let address = domain.device_for(request).map(|device| device.address);
             request.pool == pool
@@ -325,32 +301,28 @@ impl Requests<'_> {
         let found: Vec<&Request> = domain.requests.iter().filter(matches).collect();
         match found.as_slice() {
             [request] => Ok((*request).clone()),
-            [] => Err(Error::new(format!("its definition asks pool '{pool}' for no such device"))),
+            [] => Err(Error::new(format!("its definition requests no such device from pool '{pool}'"))),
             _ => {
                 let devices: Vec<&Hostdev> = found.iter().filter_map(|request| domain.device_for(request)).collect();
-                Err(Error::new(format!("it has {} of pool '{pool}'; say which of them", list(&devices))))
+                Err(several(&devices))
             }
         }
     }
 
-    fn hotplug(&self) -> Hotplug<'_> {
-        Hotplug { host: self.host, log: self.log, leases: self.leases, virsh: self.virsh }
-    }
-
     /// What to know of a device's option ROM.
-    fn rom(&self, address: PciAddress, rom_off: bool) -> &'static str {
-        match (host::pci::sysfs::has_rom(self.host, address), rom_off) {
-            (_, true) => ", option ROM off",
-            (true, false) => ", with its option ROM (--rom-off hides it)",
-            (false, false) => "",
+    fn rom(&self, address: PciAddress, rom: Rom) -> &'static str {
+        match (sysfs::has_rom(self.host, address), rom) {
+            (_, Rom::Off) => ", option ROM off",
+            (true, Rom::Keep) => ", with its option ROM (--rom-off hides it)",
+            (false, Rom::Keep) => "",
         }
     }
 
     fn wake(&self, guest: &str) {
-        self.leases.wake(&format!("guest {guest}"));
+        self.leases.wake(&Entry::Guest(guest.to_owned()));
     }
 
-    /// Tells what was done to a guest, which may have to be parked now.
+    /// Says what was done to a guest, which may have to be parked now.
     fn done(&self, guest: &str, what: &str) -> String {
         let line = format!("guest '{guest}': {what}");
         self.log.info(&line);
@@ -368,8 +340,12 @@ fn chosen<'d>(devices: Vec<&'d Hostdev>, pool: &str, wanted: Option<PciAddress>)
     match found.as_slice() {
         [device] => Ok(device),
         [] => Err(Error::new(format!("it has no such device of pool '{pool}' now"))),
-        _ => Err(Error::new(format!("it has {} of pool '{pool}'; say which of them", list(&found)))),
+        _ => Err(several(&found)),
     }
+}
+
+fn several(devices: &[&Hostdev]) -> Error {
+    Error::new(format!("it has several devices ({})", list(devices))).remedy("Name one after the pool")
 }
 
 fn list(devices: &[&Hostdev]) -> String {

@@ -1,16 +1,17 @@
 //! Programs of the host that do what no file in /sys can, run with a deadline.
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{mem, thread};
 
-/// Runs a program and waits for its end, at most for `limit`. It gets none of our fds: libvirt waits for the end of each.
+/// Runs a program and waits for its end, at most for `limit`. It gets none of our fds: libvirt waits for the end of
+/// each.
 ///
 /// # Errors
 /// Why it has no exit status, for the caller's own line.
@@ -31,47 +32,75 @@ pub fn communicate(command: &mut Command, input: &[u8], limit: Duration) -> io::
     let (stdin, input) = (child.stdin.take(), input.to_vec());
     // One that does not read it all may still be content.
     thread::spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
-    let (stdout, stderr) = (Collected::from(child.stdout.take()), Collected::from(child.stderr.take()));
+    let (mut stdout, mut stderr) = (Collected::new(child.stdout.take())?, Collected::new(child.stderr.take())?);
     let deadline = Instant::now() + limit;
     loop {
-        match child.try_wait()? {
-            Some(status) => return Ok(Output { status, stdout: stdout.text(), stderr: stderr.text() }),
+        // In this order: all that an ended program has written is in its pipes.
+        let ended = child.try_wait()?;
+        let has_read = stdout.read() | stderr.read();
+        match ended {
+            Some(status) => return Ok(Output { status, stdout: stdout.text, stderr: stderr.text }),
             None if Instant::now() >= deadline => {
                 let _ = i32::try_from(child.id()).map(|group| killpg(Pid::from_raw(group), Signal::SIGKILL));
                 let _ = child.kill();
                 let why = format!("it has not ended for {} s", limit.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
-            None => thread::sleep(Duration::from_millis(2)),
+            None if !has_read => thread::sleep(Duration::from_millis(2)),
+            None => {}
         }
     }
 }
 
-/// What comes out of a pipe.
-struct Collected {
-    text: Arc<Mutex<Vec<u8>>>,
-    end: Receiver<()>,
+/// What comes out of a pipe. It is never waited for.
+struct Collected<P> {
+    pipe: Option<P>,
+    text: Vec<u8>,
 }
 
-impl Collected {
-    fn from(pipe: Option<impl Read + Send + 'static>) -> Self {
-        let text = Arc::new(Mutex::new(Vec::new()));
-        let (sender, end) = mpsc::channel();
-        let shared = Arc::clone(&text);
-        thread::spawn(move || {
-            let mut pipe = pipe;
-            let mut buffer = [0; 8192];
-            while let Some(Ok(count @ 1..)) = pipe.as_mut().map(|pipe| pipe.read(&mut buffer)) {
-                shared.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
-            }
-            let _ = sender.send(());
-        });
-        Self { text, end }
+impl<P: Read + AsFd> Collected<P> {
+    /// More than a pipe holds, pipe(7).
+    const AT_ONCE: u64 = 1 << 20;
+
+    fn new(pipe: Option<P>) -> io::Result<Self> {
+        if let Some(pipe) = &pipe {
+            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(Self { pipe, text: Vec::new() })
     }
 
-    /// All of it, or, if somebody in the background keeps the pipe open, what has come.
-    fn text(self) -> Vec<u8> {
-        let _ = self.end.recv_timeout(Duration::from_millis(200));
-        mem::take(&mut *self.text.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Reads what is there now; whether that was anything.
+    fn read(&mut self) -> bool {
+        let before = self.text.len();
+        if let Some(pipe) = &mut self.pipe {
+            // That there is no more for now is no error.
+            let _ = pipe.take(Self::AT_ONCE).read_to_end(&mut self.text);
+        }
+        self.text.len() > before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Output {
+        communicate(Command::new("/bin/sh").args(["-c", script]), b"", Duration::from_secs(20)).unwrap()
+    }
+
+    #[test]
+    fn all_that_a_program_has_printed_is_there_when_it_has_ended() {
+        // More than a pipe holds, and something in the background that keeps both pipes open.
+        let output = shell("sleep 5 & head -c 300000 /dev/zero; echo done >&2; exit 3");
+        assert_eq!((output.stdout.len(), output.stderr.as_slice()), (300_000, &b"done\n"[..]));
+        assert_eq!(output.status.code(), Some(3));
+    }
+
+    #[test]
+    fn one_that_takes_too_long_is_killed() {
+        let begun = Instant::now();
+        let ended = communicate(Command::new("/bin/sleep").arg("60"), b"", Duration::from_millis(50));
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < Duration::from_secs(20));
     }
 }

@@ -1,5 +1,5 @@
-//! Which stopped guest is parked at which device, and what is known of each definition: the reconciler's memory, so that it
-//! reads only what changed.
+//! Which stopped guest is parked at which device, and what is known of each definition: the reconciler's memory, so
+//! that it reads only what changed.
 //!
 //! `/run/vfpool/parked`, written by the reconciler alone, a whole file at a time. Losing it costs one full look.
 
@@ -20,7 +20,7 @@ pub struct Parked {
 }
 
 /// A guest's definition as it was when it was last read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParkedGuest {
     /// The guest's name.
     #[serde(rename = "@name")]
@@ -28,7 +28,10 @@ pub struct ParkedGuest {
     /// Tells whether the file is still the same.
     #[serde(rename = "@stamp")]
     pub stamp: String,
-    /// When a start of it was refused, in seconds since boot: somebody waits for it.
+    /// The libvirtd (pid and start) that says there is no such guest: somebody only keeps a file there.
+    #[serde(rename = "@unknown-to", skip_serializing_if = "Option::is_none", default)]
+    pub unknown_to: Option<String>,
+    /// When a start of it was refused, in seconds since boot: someone is waiting for it.
     #[serde(rename = "@refused", skip_serializing_if = "Option::is_none", default)]
     pub refused: Option<u64>,
     /// Its pooled devices.
@@ -39,10 +42,10 @@ pub struct ParkedGuest {
     pub others: Vec<OtherDevice>,
 }
 
-/// A pooled device of a guest.
+/// A device that a guest requests from a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PooledDevice {
-    /// The pool it is asked from.
+    /// The pool it is requested from.
     #[serde(rename = "@pool")]
     pub pool: String,
     /// Where the guest has it.
@@ -56,7 +59,7 @@ pub struct PooledDevice {
     pub moving: bool,
 }
 
-/// A device that is not asked from a pool.
+/// A device that is not requested from a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtherDevice {
     /// Where it is.
@@ -100,13 +103,18 @@ impl Parked {
         self.guests.splice(at..at + usize::from(place.is_ok()), guest);
     }
 
+    /// Whether libvirt says that it knows no such guest, though there is a file of that name.
+    pub fn is_unknown(&self, guest: &str) -> bool {
+        self.guest(guest).is_some_and(|guest| guest.unknown_to.is_some())
+    }
+
     fn place(&self, name: &str) -> Result<usize, usize> {
         self.guests.binary_search_by(|guest| guest.name.as_str().cmp(name))
     }
 
     /// Whether another guest's definition points at this device.
     pub fn by_other_than(&self, guest: &str, address: PciAddress) -> bool {
-        let mut others = self.guests.iter().filter(|other| other.name != guest);
+        let mut others = self.guests.iter().filter(|other| other.name != guest && other.unknown_to.is_none());
         others.any(|other| other.devices.iter().any(|place| place.address == Some(address)))
     }
 }

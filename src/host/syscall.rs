@@ -1,10 +1,11 @@
 //! A system call that may hang in the kernel, with a deadline for its caller.
 //!
-//! Unbinding a busy device or opening a dead disk can sleep in the kernel where no signal reaches it. A thread would keep
-//! the whole process from ending, and libvirt waits for its hook without a time-out; so the call is made by a child
-//! process which can be left behind. The child has none of the fds 0-2 (libvirt waits for their end of file too), and
-//! it inherits our open lock files: as long as the call hangs, the guest's lock stays taken and nobody else touches
-//! the same devices.
+//! Unbinding a busy device or opening a dead disk can sleep in the kernel where no signal reaches it. A thread would
+//! keep the whole process from ending, and libvirt waits for its hook without a time-out; so the call is made by a
+//! child process which can be left behind. The child has none of the fds 0-2 (libvirt waits for their end of file
+//! too). It inherits the lock file of the guest's turn: as long as the call hangs, nothing else touches the same
+//! devices. It closes what is meant for programs that we run (it has no close-on-exec flag): the right to edit any
+//! guest's definition.
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -32,6 +33,7 @@ pub fn within(limit: Duration, call: impl FnOnce() -> nix::Result<()>) -> io::Re
             let result = dup2_stdin(&null)
                 .and_then(|()| dup2_stdout(&null))
                 .and_then(|()| dup2_stderr(&null))
+                .map(|()| close_what_programs_get())
                 .and_then(|()| call());
             let code = result.err().map_or(0, |errno| errno as i32);
             // SAFETY: _exit is always safe to call.
@@ -48,6 +50,19 @@ pub fn within(limit: Duration, call: impl FnOnce() -> nix::Result<()>) -> io::Re
         WaitStatus::Exited(_, 0) => Ok(()),
         WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
         _ => Err(io::ErrorKind::Interrupted.into()),
+    }
+}
+
+/// Our files have low numbers: hooks and commands open few at a time.
+fn close_what_programs_get() {
+    for fd in 3..64 {
+        // SAFETY: both calls take any number; nothing in this child uses a file that it closes.
+        #[allow(unsafe_code)]
+        unsafe {
+            if nix::libc::fcntl(fd, nix::libc::F_GETFD) == 0 {
+                nix::libc::close(fd);
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::stop::Occasion;
 use host::config::pool::{OnBusy, Pool};
 use host::parked::Parked;
 use host::pci::sysfs::{self, PciView};
-use host::queue::Queue;
+use host::queue::Entry;
 use model::address::PciAddress;
 use model::domain::{Assigned, Domain, Hostdev};
 use model::error::{Error, Result};
@@ -176,11 +176,11 @@ impl Leases<'_> {
 
     /// Puts a refusal into words. Of a pooled device it tells how the pool stands. Beside the words: what the reconciler is
     /// to do about it.
-    pub(super) fn words(&self, guest: &str, assigned: &[Assigned], refusal: Refusal) -> (Error, Vec<String>) {
+    pub(super) fn words(&self, guest: &str, assigned: &[Assigned], refusal: Refusal) -> (Error, Vec<Entry>) {
         let Refusal { why, device } = refusal;
         let asked = assigned.iter().find(|assigned| Some(assigned.address) == device);
         let Some(name) = asked.and_then(|assigned| assigned.pool.as_ref()) else { return (why, Vec::new()) };
-        let mut entries = vec![format!("refused {guest}")];
+        let mut entries = vec![Entry::Refused(guest.to_owned())];
         let Ok(pool) = self.pools().find(name) else { return (why, entries) };
         let Ok(standings) = self.availability().of_pool(guest, pool) else { return (why, entries) };
         let used = |address: &PciAddress| assigned.iter().any(|assigned| assigned.address == *address);
@@ -199,7 +199,7 @@ impl Leases<'_> {
                 )
             }
             OnBusy::Restart => {
-                entries.push(format!("restart {guest}"));
+                entries.push(Entry::Restart(guest.to_owned()));
                 "it is started again by itself with a free one (on-busy='restart')".to_owned()
             }
         };
@@ -219,8 +219,8 @@ impl Leases<'_> {
     }
 
     /// Leaves the rest to the reconciler.
-    pub fn wake(&self, entry: &str) {
-        if let Err(error) = Queue::Reconcile.put(self.host, entry) {
+    pub fn wake(&self, entry: &Entry) {
+        if let Err(error) = entry.put(self.host) {
             self.log.warning(&error);
         }
     }

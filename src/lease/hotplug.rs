@@ -38,7 +38,10 @@ impl Leases<'_> {
         let mut refused = BTreeMap::new();
         let (address, devices) = loop {
             let is_free = |address: PciAddress| {
-                let has_it = assigned.iter().any(|device| device.address == address);
+                // What its lease has beside that, it is just letting go of.
+                let is_own = |held: &HeldDevice| held.role != Role::Sibling;
+                let has_it =
+                    assigned.iter().any(|device| device.address == address) || before.held(address).is_some_and(is_own);
                 let may_do = !has_it && !refused.contains_key(&address);
                 Ok(may_do && availability.of(guest, address)? == Standing::Free)
             };

@@ -30,6 +30,7 @@ use host::log::Log;
 use host::paths::Host;
 use host::pci::bind::Binder;
 use host::pci::sysfs;
+use host::queue::Entry;
 use model::domain::{Assigned, Domain};
 use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState, Role};
@@ -185,7 +186,7 @@ impl<'a> Leases<'a> {
     /// After a lease changed, guests may have to be pointed at other devices, if any guest here asks pools.
     fn notify_reconciler(&self, guest: &str) {
         if files::names(&self.host.pools()).is_ok_and(|names| !names.is_empty()) {
-            self.wake(&format!("guest {guest}"));
+            self.wake(&Entry::Guest(guest.to_owned()));
         }
     }
 

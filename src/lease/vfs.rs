@@ -17,7 +17,7 @@ use host::log::Log;
 use host::paths::Host;
 use host::pci::bind::Binder;
 use host::pci::{ports, sysfs};
-use host::queue::Queue;
+use host::queue::Entry;
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::error::{Error, Result};
@@ -123,7 +123,7 @@ impl<'a> Setup<'a> {
     /// New devices may be better for some guests' definitions.
     fn finish(&self, has_changed: bool, mut report: Report) -> Report {
         if has_changed {
-            report.add(Queue::Reconcile.put(self.host, "setup"));
+            report.add(Entry::Setup.put(self.host));
         }
         report
     }

@@ -46,6 +46,12 @@ impl Error {
         Self { reason: one_line(&format!("{}; {what}", self.reason)), ..self }
     }
 
+    /// The same error, after what could not be undone when it came up.
+    #[must_use]
+    pub fn but_not_undone(&self, undo: &Self) -> Self {
+        Self::new(format!("{self}. Not all could be undone: {undo}"))
+    }
+
     /// What to do about it, where that is told apart.
     pub fn what_to_do(&self) -> Option<&str> {
         self.remedy.as_deref()

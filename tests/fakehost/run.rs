@@ -76,8 +76,12 @@ fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
 }
 
 impl Running {
-    /// Kills it as `kill -9`. A child that hangs in the kernel stays.
-    pub fn kill(mut self) {
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Kills the program, and nothing that it has begun.
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }

@@ -8,6 +8,8 @@
 //! | `virsh.bug` | a call that no libvirt would survive: its caller holds a lock that hooks take |
 //! | `hw/libvirtd` | the pid of libvirtd |
 //! | `hw/keeps-devices/GUEST` | the guest's system refuses a hot-unplug until the fake's own command `eject` |
+//! | `hw/no-reset-nvram` | this virsh is older than libvirt 8.1 |
+//! | `hw/no-guest/GUEST` | the file of that name in `etc/libvirt/qemu` is no guest's |
 //! | `hw/keeps-failed-create` | this libvirt forgets to put a definition back after a `create` that failed early |
 //!
 //! With `FAKE_ADMIN` in the environment somebody else calls: no fault, no trace.
@@ -66,7 +68,8 @@ fn main() -> ExitCode {
     }
 }
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
+    "help",
     "metadata",
     "detach-device",
     "attach-device",
@@ -281,6 +284,10 @@ impl Virsh {
             let _lock = self.lock(&name);
             return if words[0] == "create" { self.create(&name, &text) } else { self.define(&name, &text) };
         }
+        if words[0] == "help" {
+            let newer = if self.tree.path("hw/no-reset-nvram").exists() { "" } else { " [--reset-nvram]" };
+            return Ok(format!("  SYNOPSIS\n    {first} <file> [--console] [--paused] [--autodestroy]{newer}\n"));
+        }
         let name = self.find(first)?.name;
         let _lock = self.lock(&name);
         // As it is now, with the guest locked.
@@ -314,7 +321,13 @@ impl Virsh {
                 match command {
                     "attach-device" => definition.attach(device)?,
                     "detach-device" => definition.detach(&device)?,
-                    _ => definition.update(device)?,
+                    _ => {
+                        if device.name == "interface" && device.source().is_some() {
+                            // libvirt 4.5 frees it and goes on using it, until that kills the daemon.
+                            self.tree.put("virsh.bug", "update-device of an <interface type='hostdev'>");
+                        }
+                        definition.update(device)?;
+                    }
                 }
                 self.write(&definition.name, &definition.with_boot()?);
                 Ok(String::new())
@@ -410,6 +423,9 @@ impl Virsh {
         let files = self.tree.names("etc/libvirt/qemu");
         let names = files.iter().filter_map(|file| file.strip_suffix(".xml"));
         let read = |name: &str| {
+            if self.tree.path(format!("hw/no-guest/{name}")).exists() {
+                return None;
+            }
             let text = fs::read_to_string(self.tree.path(definition(name))).ok()?;
             Some(Guest { name: name.to_owned(), text })
         };

@@ -1,10 +1,11 @@
-//! Hooks of others, which go on working beside ours: the one that was `/etc/libvirt/hooks/qemu` before vfpool came, and those
-//! in `qemu.d` where libvirt is too old to call them itself.
+//! Hooks of others, which go on working beside ours: the one that was `/etc/libvirt/hooks/qemu` before vfpool came,
+//! and those in `qemu.d` where libvirt is too old to call them itself.
 //!
-//! Ours is called first. Then each of these is called as libvirt would call it: the same arguments, the XML on standard
-//! input; of `migrate` and `restore` each gets what the one before it has printed, and printing nothing changes nothing.
-//! The first that fails ends it, and its exit status is ours. A file that cannot be executed is no hook, as for libvirt.
-//! Of a start that ours refuses they see nothing, neither its `prepare` nor the `stopped` and `release` that follow.
+//! Ours is called first. Then each of these is called as libvirt would call it: the same arguments, the XML on
+//! standard input; of `migrate` and `restore` each gets what the one before it has printed, and printing nothing
+//! changes nothing. The first that fails ends it, and its exit status is ours. A file that cannot be executed is no
+//! hook, as for libvirt. Of a start that ours refuses they see nothing, neither its `prepare` nor the `stopped` and
+//! `release` that follow.
 //! Source: libvirt `docs/hooks.rst`, "Script location" (`qemu.d` since 6.5.0) and "Script execution".
 
 use crate::config::settings;
@@ -130,8 +131,8 @@ fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
 }
 
-/// Whether the libvirtd that calls us is too old to call the hooks in `qemu.d`. It has the library mapped whose name says so;
-/// where that cannot be told, no hook is called twice.
+/// Whether the libvirtd that calls us is too old to call the hooks in `qemu.d`. It has the library mapped whose name
+/// says so; where that cannot be told, no hook is called twice.
 fn libvirt_leaves_directory(host: &Host) -> bool {
     let maps =
         runtime::starter(host).and_then(|libvirtd| fs::read_to_string(host.process(libvirtd.pid).join("maps")).ok());

@@ -9,8 +9,8 @@ use std::path::Path;
 /// What the link in libvirt's folder of hooks points at.
 pub const OURS: &str = "/usr/sbin/vfpool-hook";
 
-/// Puts ours into its place. A hook that is there moves to [`Host::earlier_hook`] and is called from then on; at no moment is
-/// there none. Returns what was done, for the admin.
+/// Puts ours into its place. A hook that is there moves to [`Host::earlier_hook`] and is called from then on; at no
+/// moment is there none. Returns what was done, for the admin.
 pub fn install(host: &Host) -> Result<String> {
     let (hook, earlier) = (host.hook(), host.earlier_hook());
     if is_ours(&hook) {

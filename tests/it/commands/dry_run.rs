@@ -191,10 +191,10 @@ fn reconcile_and_release() {
     host.define("web", &asking("web", &vf(0)));
     host.define("nic", &definition("nic", &[("net", 0)], &[interface_at(&vf(0), 0)]));
     let lines = told(&host, &["reconcile"]);
-    assert!(lines[0].starts_with("virsh update-device ") && lines[0].contains("52:54:00:aa:00:00"), "{lines:?}");
-    assert_eq!(lines[1], "guest 'nic': parked at 0000:01:10.1 of pool 'net' (was 0000:01:10.0)");
-    assert_eq!(lines[5], "guest 'web': parked at 0000:01:10.2 of pool 'net' (was 0000:01:10.0)");
-    assert_eq!(lines.len(), 6, "{lines:?}");
+    assert!(lines[2].starts_with("virsh attach-device ") && lines[2].contains("52:54:00:aa:00:00"), "{lines:?}");
+    assert_eq!(lines[3], "guest 'nic': parked at 0000:01:10.1 of pool 'net' (was 0000:01:10.0)");
+    assert_eq!(lines[7], "guest 'web': parked at 0000:01:10.2 of pool 'net' (was 0000:01:10.0)");
+    assert_eq!(lines.len(), 8, "{lines:?}");
     // It would do just that, and then has nothing to do.
     host.reconcile().ok();
     assert_eq!((host.points_at("nic"), host.points_at("web")), (vec![vf(1)], vec![vf(2)]));

@@ -130,8 +130,8 @@ fn a_guest_keeps_its_device_until_its_system_agrees() {
     host.put("hw/keeps-devices/web", "");
     let detach = ["detach", "web", "net", "--live", "--config", "--force"];
     host.vfpool(&detach).refused(
-        "guest 'web': it has not let go of 0000:01:10.1 within 1 s, and keeps it: its system has to agree to a \
-         hot-unplug. Should it do so later, run `vfpool reconcile` then",
+        "guest 'web': it has not let go of 0000:01:10.1 within 1 s, and keeps it: the guest's system has to agree to a \
+         hot-unplug. If it does so later, run `vfpool reconcile` then",
     );
     assert_eq!((host.definition("web"), lease(&host, "web")), (definition, held));
     has(&host, "web", &[vf(1)]);
@@ -237,8 +237,8 @@ fn a_virsh_that_gives_no_answer_may_do_it_yet() {
     host.settings("<deadline seconds='1'/>");
     host.virsh_faults("attach-device hang");
     host.vfpool(&["attach", "web", "net", "--live"]).refused_saying(&[
-        "virsh attach-device: no answer for 1 s; is libvirtd at work?",
-        "Run `vfpool reconcile` when it is: if the guest has no 0000:01:10.1 then, it is reattached",
+        "virsh attach-device: no answer for 1 s. Run `vfpool reconcile` when libvirtd answers again: if the \
+         guest does not have 0000:01:10.1 then, it is reattached to the host",
     ]);
     assert_eq!(host.recorded("claims"), [vf(0), vf(1)], "nobody else gets it meanwhile");
     host.virsh_faults("");
@@ -363,9 +363,9 @@ fn what_cannot_be_plugged_is_told() {
     let host = host();
     let attach = |guest: &str| host.vfpool(&["attach", guest, "net", "--live"]);
     host.define("off", &definition("off", &[], &[]));
-    attach("off").refused("guest 'off': it does not run; say --config instead of --live");
+    attach("off").refused("guest 'off': it is not running. Use --config instead of --live");
     host.vfpool(&["detach", "off", "net", "--live", "--force"])
-        .refused("guest 'off': it does not run; say --config instead of --live");
+        .refused("guest 'off': it is not running. Use --config instead of --live");
     attach("no").refused("guest 'no': no guest 'no' is defined on this host; see `virsh list --all`");
     host.vfpool(&["attach", "web", "lan", "--live"]).refused_saying(&["guest 'web': There is no pool 'lan'"]);
     for wrong in [
@@ -447,6 +447,79 @@ fn two_attaches_at_once_get_two_devices() {
     for address in fakehost::devices_of(&live(&host, "web")) {
         assert!(lease.contains(&address), "{lease}");
     }
+}
+
+#[test]
+fn an_attach_never_gets_what_a_detach_is_just_taking() {
+    for _ in 0..6 {
+        let host = host();
+        done(host.vfpool(&["attach", "web", "net", "--live"]));
+        has(&host, "web", &[vf(1)]);
+        // Both wait for the right to edit; libvirt has detached the device by then.
+        let lock = fs::File::options().write(true).open(host.path("run/vfpool/editing")).unwrap();
+        fs2::FileExt::lock_exclusive(&lock).unwrap();
+        host.virsh_trace();
+        let detach = host.command(&["detach", "web", "net", "--live", "--force"]).spawn();
+        while !live(&host, "web").contains("<devices>") || !fakehost::devices_of(&live(&host, "web")).is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let attach = host.command(&["attach", "web", "net", "--live"]).spawn();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        fs2::FileExt::unlock(&lock).unwrap();
+        done(detach.wait());
+        let attached = done(attach.wait());
+        let devices = fakehost::devices_of(&live(&host, "web"));
+        assert!(devices.len() == 1 && attached.contains(&devices[0]), "{attached}");
+        has(&host, "web", &devices);
+        assert!(live(&host, "web").contains("vfpool:device"));
+    }
+}
+
+#[test]
+fn long_names_go_through_the_queue() {
+    let (guest, pool) = ("g".repeat(180), "p".repeat(60));
+    let host = Host::with_vfs(2);
+    fs::remove_file(host.path("etc/vfpool/pools.d/net.xml")).unwrap();
+    host.pool(&pool, "<pf dev='eth3'/>");
+    host.define(&guest, &definition(&guest, &[], &[]));
+    host.virsh_faults("metadata killed");
+    let killed = host.vfpool(&["attach", &guest, &pool, "--config"]);
+    assert_eq!(killed.code, None, "{}", killed.stderr);
+    host.virsh_faults("");
+    assert_eq!(host.queue().len(), 1);
+    host.reconcile().ok();
+    assert!(host.definition(&guest).contains(&format!("vfpool:device pool=\"{pool}\"")));
+    assert_eq!(host.queue(), [""; 0]);
+    done(host.vfpool(&["detach", &guest, &pool, "--config"]));
+    // As long as a name can be here.
+    let (host, guest) = (Host::with_vfs(2), "g".repeat(250));
+    host.prepare(&guest, &asking(&guest, &vf(0))).ok();
+    host.prepare("db", &asking("db", &vf(0)));
+    host.release(&guest, "").ok();
+    host.reconcile();
+    assert_eq!(host.queue(), [""; 0]);
+}
+
+#[test]
+fn a_hang_in_the_kernel_keeps_no_other_guest_from_being_edited() {
+    let host = pair();
+    host.settings("<deadline seconds='1'/>");
+    host.define("mail", &definition("mail", &[], &[]));
+    host.faults("write hang e1000e/unbind 0000:02:00.1");
+    assert_eq!(host.vfpool(&["attach", "web", "nics", "--live"]).code, Some(1));
+    done(host.vfpool(&["attach", "mail", "nics", "--config"]));
+    // Also when the one that waits for the kernel is killed.
+    let host = pair();
+    host.define("mail", &definition("mail", &[], &[]));
+    host.faults("write hang e1000e/unbind 0000:02:00.1");
+    let mut attach = host.command(&["attach", "web", "nics", "--live"]).spawn();
+    while host.recorded("claims").is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    attach.kill();
+    done(host.vfpool(&["attach", "mail", "nics", "--config"]));
+    host.faults("");
 }
 
 #[test]

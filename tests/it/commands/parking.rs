@@ -63,7 +63,7 @@ fn whatever_starts_a_parked_guest_boots_it() {
 }
 
 #[test]
-fn an_interface_is_updated_in_one_step() {
+fn an_interface_is_moved_as_any_device() {
     let host = Host::with_vfs(4);
     let xml = |own: [usize; 3]| {
         let devices = [interface_at(&vf(own[0]), 0), interface_at(&vf(own[1]), 1), hostdev_at(&vf(own[2]), 2, "")];
@@ -71,7 +71,10 @@ fn an_interface_is_updated_in_one_step() {
     };
     host.define("web", &xml([0, 0, 1]));
     host.reconcile().ok();
-    assert_eq!(host.virsh_trace(), ["update-device web"]);
+    assert_eq!(
+        host.virsh_trace(),
+        ["metadata web --set moving", "detach-device web", "attach-device web", "metadata web --set"]
+    );
     assert_eq!(host.definition("web"), xml([0, 2, 1]));
 }
 
@@ -190,6 +193,33 @@ fn what_comes_while_the_reconciler_runs_is_seen() {
     host.virsh_trace();
     host.vfpool(&["reconcile", "--queued"]).ok_silently();
     assert_eq!(host.virsh_trace(), [""; 0]);
+}
+
+#[test]
+fn a_run_ends_while_things_go_on_happening_and_leaves_them_in_the_queue() {
+    let host = Host::with_vfs(2);
+    host.put("run/vfpool/queue/reconcile/guest x", "");
+    let mut run = host.vfpool_with(&["reconcile", "--queued"], b"").spawn();
+    let begun = std::time::Instant::now();
+    while run.is_running() {
+        assert!(begun.elapsed().as_secs() < 25, "it never ends");
+        host.put("run/vfpool/queue/reconcile/guest x", "");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    run.wait().ok_silently();
+    assert_eq!(host.queue(), ["guest x"]);
+}
+
+#[test]
+fn a_folder_in_the_queue_does_not_start_the_unit_again_and_again() {
+    let host = Host::with_vfs(2);
+    host.ip_works();
+    for (folder, command) in [("reconcile", "reconcile"), ("setup", "setup")] {
+        let path = format!("run/vfpool/queue/{folder}");
+        std::fs::create_dir_all(host.path(&format!("{path}/folder/more"))).unwrap();
+        host.vfpool(&[command, "--queued"]).ok();
+        assert_eq!(host.recorded(&format!("queue/{folder}")), [""; 0]);
+    }
 }
 
 fn wait_until(what: &str, is_so: impl Fn() -> bool) {

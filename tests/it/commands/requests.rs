@@ -51,31 +51,31 @@ fn what_cannot_be_adopted_is_told() {
         nowhere.replace("      <address type='pci' domain='0x0000' bus='0x00' slot='0x05' function='0x0'/>\n", "");
     let two = vec![hostdev_at(&vf(0), 0, ""), interface_at(&vf(1), 1)];
     for (requests, devices, arguments, reason) in [
-        (vec![], vec![], vec![], "it has no PCI device; give it one with `vfpool attach`"),
+        (vec![], vec![], vec![], "it has no PCI device. Add one with `vfpool attach`"),
         (
             vec![("net", 0)],
             vec![hostdev_at(&vf(0), 0, "")],
             vec![],
-            "all of its PCI devices are asked from pools already",
+            "all of its PCI devices are requested from pools already",
         ),
-        (vec![], two.clone(), vec![], "it has 0000:01:10.1, 0000:01:10.0; say which of them, after the pool"),
+        (vec![], two.clone(), vec![], "it has several devices (0000:01:10.1, 0000:01:10.0). Name one after the pool"),
         (
             vec![],
             two.clone(),
             vec!["01:10.7"],
-            "0000:01:10.7 is none of its devices; it has 0000:01:10.1, 0000:01:10.0",
+            "0000:01:10.7 is not one of its devices; it has 0000:01:10.1, 0000:01:10.0",
         ),
         (
             vec![("net", 0)],
             two.clone(),
             vec!["01:10.0"],
-            "0000:01:10.0 is asked from a pool already, or no hostdev or interface; it has 0000:01:10.1",
+            "0000:01:10.0 is requested from a pool already, or is not a hostdev or interface; it has 0000:01:10.1",
         ),
         (
             vec![],
             vec![disk],
             vec!["01:10.1"],
-            "0000:01:10.1 is asked from a pool already, or no hostdev or interface; it has no other",
+            "0000:01:10.1 is requested from a pool already, or is not a hostdev or interface; it has no other",
         ),
         (
             vec![],
@@ -127,7 +127,7 @@ fn a_device_of_a_pool_is_attached_and_taken_away_again() {
         edited(&host, &["attach", "web", "net", "--config"]);
         assert_eq!(host.points_at("web").len(), 2);
         host.vfpool(&["detach", "web", "net", "--config"])
-            .refused_saying(&["guest 'web': it has 0000:01:10.", "say which"]);
+            .refused_saying(&["guest 'web': it has several devices (0000:01:10.", "Name one after the pool"]);
         let first = host.points_at("web").into_iter().find(|address| *address != vf(2)).unwrap();
         host.virsh_trace();
         edited(&host, &["detach", "web", "net", &first, "--config"]);
@@ -136,7 +136,7 @@ fn a_device_of_a_pool_is_attached_and_taken_away_again() {
         assert_eq!(edited(&host, &["detach", "web", "net", "--config"]), before, "{flags:?}");
         assert_eq!(host.virsh_trace(), ["detach-device web", "metadata web --remove"]);
         host.vfpool(&["detach", "web", "net", "--config"])
-            .refused("guest 'web': its definition asks pool 'net' for no such device");
+            .refused("guest 'web': its definition requests no such device from pool 'net'");
     }
 }
 
@@ -167,7 +167,7 @@ fn what_cannot_be_attached_or_taken_away_is_told() {
     host.vfpool(&["attach", "no", "net", "--config"]).refused_saying(&["guest 'no': no guest 'no' is defined"]);
     host.vfpool(&["attach", "web", "lan", "--config"]).refused_saying(&["guest 'web': There is no pool 'lan'"]);
     host.vfpool(&["detach", "web", "lan", "--config"])
-        .refused("guest 'web': its definition asks pool 'lan' for no such device");
+        .refused("guest 'web': its definition requests no such device from pool 'lan'");
     host.virsh_faults("attach-device fail internal error: No more available PCI slots");
     host.vfpool(&["attach", "web", "net", "--config"])
         .refused("guest 'web': virsh attach-device: internal error: No more available PCI slots");
@@ -215,7 +215,7 @@ fn an_option_rom_is_shown_and_hidden() {
         (
             interface_at(&vf(0), 0),
             interface_at(&vf(0), 0).replace("</interface>", "  <rom bar='off'/>\n    </interface>"),
-            vec!["update-device web", "metadata web --set"],
+            vec!["metadata web --set moving", "detach-device web", "attach-device web"],
         ),
         (
             hostdev_at(&vf(0), 0, "<rom bar='off'/>"),

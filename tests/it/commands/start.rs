@@ -27,7 +27,8 @@ fn a_guest_is_started_with_a_device_that_is_free() {
     let left: Vec<String> = host.recorded("").into_iter().filter(|name| name.starts_with("create.")).collect();
     assert_eq!(left, [""; 0], "the XML that virsh was given");
     host.vfpool(&["start", "web"]).refused("guest 'web': it runs already, and holds its devices");
-    host.vfpool(&["start", "nobody"]).refused("no guest 'nobody' is defined on this host; see `virsh list --all`");
+    host.vfpool(&["start", "nobody"])
+        .refused("guest 'nobody': no guest 'nobody' is defined on this host; see `virsh list --all`");
     for name in ["../web", ""] {
         host.vfpool(&["start", name]).refused_saying(&["is defined on this host"]);
     }
@@ -59,7 +60,7 @@ fn each_flag_of_virsh_start_is_passed_on() {
         (
             vec!["--autodestroy", "--reset-nvram", "--pass-fds", "5,6"],
             false,
-            vec!["create web --autodestroy --reset-nvram --pass-fds 5,6"],
+            vec!["help create", "create web --autodestroy --reset-nvram --pass-fds 5,6"],
         ),
         (vec!["--bypass-cache"], false, vec!["create web"]),
         (vec!["--force-boot"], false, vec!["create web"]),
@@ -92,6 +93,21 @@ fn each_flag_of_virsh_start_is_passed_on() {
 }
 
 #[test]
+fn an_option_that_this_virsh_does_not_have_is_refused_before_anything_is_touched() {
+    let host = host();
+    host.put("hw/no-reset-nvram", "");
+    host.put("var/lib/libvirt/qemu/save/web.save", asking("web", &vf(0)));
+    let before = host.recorded("leases");
+    host.vfpool(&["start", "web", "--force-boot", "--reset-nvram"]).refused(
+        "guest 'web': virsh on this host does not have the option --reset-nvram: its libvirt is too old. Start \
+         the guest without --reset-nvram",
+    );
+    assert_eq!((host.virsh_trace(), host.recorded("leases")), (vec!["help create".to_owned()], before));
+    assert!(host.path("var/lib/libvirt/qemu/save/web.save").exists());
+    assert_eq!(host.vfpool(&["start", "web", "--force-boot", "--paused"]).code, Some(0));
+}
+
+#[test]
 fn a_saved_guest_is_restored_with_a_device_that_is_free() {
     let host = host();
     host.put("var/lib/libvirt/qemu/save/web.save", asking("web", &vf(0)));
@@ -107,7 +123,7 @@ fn a_saved_guest_is_restored_with_a_device_that_is_free() {
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.stderr.contains("no device of pool 'net' is free"), "{}", outcome.stderr);
     assert!(
-        outcome.stderr.ends_with("vfpool: guest 'web' was not started; virsh has said why\n"),
+        outcome.stderr.ends_with("vfpool: guest 'web': it was not started; virsh has said why\n"),
         "{}",
         outcome.stderr
     );
@@ -136,7 +152,7 @@ fn of_a_start_that_failed_nothing_stays() {
         let outcome = host.vfpool(&["start", "web"]);
         assert_eq!(outcome.code, Some(1), "{when}");
         assert!(
-            outcome.stderr.ends_with("vfpool: guest 'web' was not started; virsh has said why\n"),
+            outcome.stderr.ends_with("vfpool: guest 'web': it was not started; virsh has said why\n"),
             "{}",
             outcome.stderr
         );
