@@ -100,7 +100,7 @@ impl Hotplug<'_> {
         if !self.runs(guest) {
             return error.clone();
         }
-        match self.domain(guest).and_then(|domain| self.leases.unplug(guest, &domain)) {
+        match self.leases.unplug(guest, || Ok(self.domain(guest)?.assigned())) {
             Ok(()) => error.clone(),
             Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
         }
@@ -151,11 +151,15 @@ impl Hotplug<'_> {
         if !self.runs(guest) {
             return Ok(());
         }
-        let domain = self.domain(guest)?;
-        let mut assigned = domain.assigned();
-        // In a dry run it has it still.
-        assigned.retain(|device| device.address != address);
-        self.leases.unplug_all_but(guest, &assigned)?;
+        let mut live = None;
+        self.leases.unplug(guest, || {
+            let domain = live.insert(self.domain(guest)?);
+            let mut assigned = domain.assigned();
+            // In a dry run it has it still.
+            assigned.retain(|device| device.address != address);
+            Ok(assigned)
+        })?;
+        let Some(domain) = live else { return Ok(()) };
         let is_over = |request: &Request| {
             let device = domain.device_for(request).map(|device| device.address);
             device.is_none_or(|device| device == address)
@@ -187,9 +191,13 @@ impl Hotplug<'_> {
         let _editing = self.leases.store().editing(self.virsh.limit)?;
         let mut errors = Vec::new();
         for guest in guests {
-            // What libvirt does not tell now, it will another time; until then the guest keeps what it has.
-            let Ok(domain) = self.domain(&guest) else { continue };
-            let done = self.leases.unplug(&guest, &domain);
+            let mut answers = true;
+            let has = || self.domain(&guest).map(|domain| domain.assigned()).inspect_err(|_| answers = false);
+            let done = self.leases.unplug(&guest, has);
+            // What libvirt does not say now, it will another time; until then the guest keeps what it has.
+            if !answers {
+                continue;
+            }
             errors.extend(done.err().map(|error| error.during(format_args!("guest '{guest}'"))));
         }
         Ok(errors)

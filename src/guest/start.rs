@@ -7,7 +7,7 @@ use crate::virsh::Virsh;
 use host::libvirt::definitions;
 use host::log::Log;
 use host::paths::Host;
-use lease::Leases;
+use lease::{Caller, Leases};
 use model::domain::{Domain, Request};
 use model::error::{Error, Result};
 use std::io::Write;
@@ -44,7 +44,8 @@ pub fn start(host: &Host, log: &Log, leases: &Leases, guest: &str, options: &Opt
         // Its devices are as they were saved; libvirt asks the hook's filter for others.
         return show(&virsh, guest, &plainly, &options.passed);
     }
-    let resolved = leases.resolve(guest, &domain).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    let resolved =
+        leases.resolve(guest, &domain, Caller::Admin).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     let started = match resolved {
         None => {
             if host.is_dry() {

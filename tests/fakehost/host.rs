@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::tree::Tree;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -72,6 +73,19 @@ impl Host {
         for attribute in ["bind", "unbind", "new_id", "remove_id"] {
             self.tree.put(&format!("sys/bus/pci/drivers/{driver}/{attribute}"), "");
         }
+    }
+
+    /// The files that a call opens, and the links that it reads, each with how often.
+    pub fn opened_by(&self, call: impl FnOnce()) -> BTreeMap<String, usize> {
+        self.put("opened", "");
+        call();
+        let opened = self.get("opened").unwrap();
+        fs::remove_file(self.path("opened")).unwrap();
+        let mut counts = BTreeMap::new();
+        for file in opened.lines() {
+            *counts.entry(file.to_owned()).or_default() += 1;
+        }
+        counts
     }
 
     /// Makes vfio-pci a module that is not loaded, with this `modprobe`: a shell script, in which `load` loads it.
