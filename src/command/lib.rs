@@ -22,10 +22,10 @@ use host::hooks::install;
 use host::log::Log;
 use host::paths::Host;
 use host::queue::Queue;
-use lease::Leases;
 use lease::left_behind::left_behind;
 use lease::records::Records;
 use lease::vfs::Setup;
+use lease::{Caller, Leases};
 use model::domain::{self, Domain};
 use model::error::{Error, Result};
 use output::{all, complain, confirm, show, written};
@@ -132,7 +132,8 @@ fn rewrite(leases: &Leases) -> Result<()> {
     if guest.is_empty() {
         return Err(Error::new("The domain XML has no <name>"));
     }
-    let resolved = leases.resolve(guest, &domain).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
+    let resolved =
+        leases.resolve(guest, &domain, Caller::Admin).map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     let written = io::stdout().write_all(resolved.as_deref().unwrap_or(domain.xml()));
     written.map_err(|cause| Error::new(format!("Cannot write the XML: {cause}")))
 }

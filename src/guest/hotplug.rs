@@ -86,7 +86,7 @@ impl Session<'_> {
         if !self.runs(guest) {
             return error;
         }
-        let undone = self.live(guest).and_then(|domain| self.leases.unplug(guest, &domain));
+        let undone = self.leases.unplug(guest, || Ok(self.live(guest)?.assigned()));
         undone.map_or_else(|undo| error.but_not_undone(&undo), |()| error.clone())
     }
 
@@ -137,13 +137,19 @@ impl Session<'_> {
         if !self.runs(guest) {
             return Ok(());
         }
-        let domain = self.live(guest)?;
-        // In a dry run the guest still has it.
-        let is_gone = |device: PciAddress| self.host.is_dry() && device == address;
-        let mut assigned = domain.assigned();
-        assigned.retain(|device| !is_gone(device.address));
-        self.leases.unplug_all_but(guest, &assigned)?;
-        let is_over = |request: &Request| domain.device_for(request).is_none_or(|device| is_gone(device.address));
+        let mut live = None;
+        self.leases.unplug(guest, || {
+            let domain = live.insert(self.live(guest)?);
+            let mut assigned = domain.assigned();
+            // In a dry run it has it still.
+            assigned.retain(|device| device.address != address);
+            Ok(assigned)
+        })?;
+        let Some(domain) = live else { return Ok(()) };
+        let is_over = |request: &Request| {
+            let device = domain.device_for(request).map(|device| device.address);
+            device.is_none_or(|device| device == address)
+        };
         let rest: Vec<Request> = domain.requests.iter().filter(|request| !is_over(request)).cloned().collect();
         if rest.len() < domain.requests.len() {
             self.set_requests(&domain.uuid, LIVE, &rest)?;
@@ -171,9 +177,13 @@ impl Session<'_> {
         let _editing = self.editing()?;
         let mut errors = Vec::new();
         for guest in guests {
+            let mut answers = true;
+            let has = || self.live(&guest).map(|domain| domain.assigned()).inspect_err(|_| answers = false);
+            let done = self.leases.unplug(&guest, has);
             // What libvirt does not say now, it will another time; until then the guest keeps what it has.
-            let Ok(domain) = self.live(&guest) else { continue };
-            let done = self.leases.unplug(&guest, &domain);
+            if !answers {
+                continue;
+            }
             errors.extend(done.err().map(|error| error.during(format_args!("guest '{guest}'"))));
         }
         Ok(errors)

@@ -218,11 +218,11 @@ impl Session<'_> {
     /// The free members of a pool, and what is wrong with it.
     fn free(&self, name: &str) -> Result<(Vec<PciAddress>, Vec<Error>)> {
         let pool = self.leases.pools().find(name)?;
-        let (members, mut errors) = pool.members(self.host);
-        let availability = self.leases.availability();
+        let view = self.leases.view();
+        let (members, mut errors) = pool.members(&view.pci);
         let mut free = Vec::new();
         for address in members {
-            match availability.of("", address) {
+            match view.standing(None, address) {
                 Ok(Standing::Free) => free.push(address),
                 Ok(_) => {}
                 Err(error) => errors.push(error),

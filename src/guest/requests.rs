@@ -228,7 +228,7 @@ impl Session<'_> {
     /// A free member that no guest is parked at; else a free one, else any: parking moves it.
     fn any_member(&self, guest: &str, domain: &Domain, pool: &Pool) -> Result<PciAddress> {
         let parked = Parked::load(self.host);
-        let mut standings = self.leases.availability().of_pool(guest, pool)?;
+        let mut standings = self.leases.view().standings(Some(guest), pool)?;
         standings.retain(|(address, _)| domain.devices.iter().all(|device| device.address != *address));
         let best = standings
             .iter()

@@ -5,6 +5,7 @@
 
 use crate::session::Session;
 use host::libvirt::definitions;
+use lease::Caller;
 use model::domain::{Domain, Request};
 use model::error::{Error, Result};
 use std::io::Write;
@@ -49,7 +50,7 @@ impl Session<'_> {
             // Its devices are as they were saved; libvirt asks the hook's filter for others.
             return self.run(&plainly, &options.passed);
         }
-        let started = match self.leases.resolve(guest, &domain)? {
+        let started = match self.leases.resolve(guest, &domain, Caller::Admin)? {
             None => {
                 if self.host.is_dry() {
                     self.leases.prepare(guest, &domain)?;

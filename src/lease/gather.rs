@@ -4,7 +4,7 @@
 use crate::Leases;
 use crate::life::Life;
 use crate::view::View;
-use host::pci::sysfs::{self, PciView};
+use host::pci::sysfs::PciView;
 use model::address::{PciAddress, PciId};
 use model::domain::Assigned;
 use model::error::{Error, Result};
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The facts about one guest's start.
 pub(super) struct Facts<'a> {
     leases: &'a Leases<'a>,
-    guest: &'a str,
+    guest: Option<&'a str>,
     assigned: &'a [Assigned],
     not_members: BTreeMap<PciAddress, Error>,
     uses: BTreeMap<PciAddress, Option<HostUse>>,
@@ -26,7 +26,12 @@ pub(super) struct Facts<'a> {
 
 impl<'a> Facts<'a> {
     /// Those that are found out without the lock.
-    pub(super) fn new(leases: &'a Leases, guest: &'a str, assigned: &'a [Assigned], view: &View) -> Result<Self> {
+    pub(super) fn new(
+        leases: &'a Leases,
+        guest: Option<&'a str>,
+        assigned: &'a [Assigned],
+        view: &View,
+    ) -> Result<Self> {
         let facts = Self {
             leases,
             guest,
@@ -55,12 +60,12 @@ impl<'a> Facts<'a> {
 
     /// Finds out what the host uses these devices for.
     pub(super) fn find_uses(&mut self, addresses: Vec<PciAddress>, view: &View) -> Result<()> {
-        self.uses.extend(view.uses(addresses)?);
+        self.uses.extend(view.host_uses(addresses)?);
         Ok(())
     }
 
-    /// Under the lock, drivers are asked about devices. That a driver which hangs does not hang everybody is found out
-    /// before. What others own is not asked about, and vfio-pci has nothing to hang on.
+    /// Under the lock, drivers are asked about devices. That none of them hangs, vfio-pci's unbinding included, is found out
+    /// before. What others own is not asked about.
     fn expect_answers(&self, view: &View) -> Result<()> {
         let mut members = BTreeSet::new();
         for wanted in self.assigned {
@@ -69,10 +74,10 @@ impl<'a> Facts<'a> {
             }
         }
         for member in members {
-            let is_theirs = view.owner(member)?.is_some_and(|owner| owner != self.guest);
+            let is_theirs = view.owner(member)?.is_some_and(|owner| Some(owner.as_str()) != self.guest);
             match view.pci.identity(member)? {
-                Some(device) if !is_theirs && device.on_host_driver() && !device.is_bridge() => {
-                    sysfs::expect_answer(self.leases.host, &device, self.leases.settings.deadline())?;
+                Some(device) if !is_theirs && device.driver.is_some() && !device.is_bridge() => {
+                    view.expect_answer(&device)?;
                 }
                 _ => {}
             }
@@ -115,7 +120,7 @@ impl<'a> Facts<'a> {
         let record = |lease: &Lease| lease.held(address).filter(|held| id.is_none_or(|id| held.id == id)).cloned();
         let Some(owner) = view.owner(address)? else { return Ok(None) };
         let lease = view.lease(&owner)?;
-        if owner == self.guest {
+        if Some(owner.as_str()) == self.guest {
             let held = lease.as_ref().and_then(record);
             return Ok(held.map(|held| Owner { guest: owner, state: OwnerState::Ourselves, held: Some(held) }));
         }

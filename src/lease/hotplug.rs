@@ -3,8 +3,10 @@
 
 use crate::Leases;
 use crate::availability::Standing;
+use crate::choose::first_member;
 use crate::life::Life;
 use crate::records::Turn;
+use crate::refusal;
 use host::config::pool::Pool;
 use host::libvirt::runtime;
 use host::open_files;
@@ -12,13 +14,13 @@ use host::parked::Parked;
 use host::pci::sysfs;
 use model::address::PciAddress;
 use model::domain::{Assigned, Domain};
-use model::error::{Error, Result};
-use model::lease::{HeldDevice, Lease, LeaseState, Role};
+use model::error::Result;
+use model::lease::{HeldDevice, Lease, LeaseState, Process, Role};
 use model::plan::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Leases<'_> {
-    /// Chooses a free device of a pool for a running guest, adds it to the guest's lease and takes the rest of its group, as
+    /// Chooses a free device of a pool for a running guest, adds it to the guest's lease and detaches the rest of its group, as
     /// at a start; or undoes that. `domain` is the guest as it runs.
     pub fn plug(&self, guest: &str, domain: &Domain, pool: &Pool) -> Result<PciAddress> {
         let mut assigned = domain.assigned();
@@ -34,7 +36,7 @@ impl Leases<'_> {
             lease
         };
         let parked = Parked::load(self.host);
-        let availability = self.availability();
+        let view = self.view();
         let mut refused = BTreeMap::new();
         let (address, devices) = loop {
             let is_free = |address: PciAddress| {
@@ -43,10 +45,10 @@ impl Leases<'_> {
                 let has_it =
                     assigned.iter().any(|device| device.address == address) || before.held(address).is_some_and(is_own);
                 let may_do = !has_it && !refused.contains_key(&address);
-                Ok(may_do && availability.of(guest, address)? == Standing::Free)
+                Ok(may_do && view.standing(Some(guest), address)? == Standing::Free)
             };
-            let found = self.first_member(guest, pool, &parked, is_free)?;
-            let address = found.ok_or_else(|| self.exhausted(guest, pool, &refused))?;
+            let found = first_member(guest, pool, &parked, &view, is_free)?;
+            let address = found.ok_or_else(|| refusal::exhausted(guest, pool, &refused, &view))?;
             let new = Assigned { address, managed: pool.managed, pool: Some(pool.name.clone()) };
             let with_it: Vec<Assigned> = assigned.iter().cloned().chain([new]).collect();
             match self.record(guest, &with_it, make) {
@@ -56,37 +58,29 @@ impl Leases<'_> {
                 Err(refusal) => return Err(refusal.why),
             }
         };
-        let binder = self.binder(guest);
-        for held in devices.iter().filter(|held| before.held(held.address).is_none()) {
-            if let Err(error) = binder.take(held) {
-                let hanging = binder.hangs.get().then_some(held.address);
-                return Err(match self.drop_surplus(guest, &assigned, hanging, &turn) {
-                    Ok(_) => error,
-                    Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
-                });
-            }
-        }
+        let new = devices.iter().filter(|held| before.held(held.address).is_none());
+        self.detach_all(guest, new, |hanging| match &before.qemu {
+            Some(qemu) => self.drop_surplus(guest, &assigned, qemu, hanging, &turn).map(drop),
+            None => Ok(()),
+        })?;
         self.notify_reconciler(guest);
         Ok(address)
     }
 
-    /// Gives back what was taken for devices that a running guest does not have, or has no more. `domain` is the guest as it
-    /// runs now.
-    pub fn unplug(&self, guest: &str, domain: &Domain) -> Result<()> {
-        self.unplug_all_but(guest, &domain.assigned())
-    }
-
-    /// The same by the devices that it has.
-    pub fn unplug_all_but(&self, guest: &str, assigned: &[Assigned]) -> Result<()> {
+    /// Reattaches what was detached for devices that a running guest does not have, or has no more. `has` finds out which it
+    /// has now; if the guest is stopped and started again in between, nothing is done.
+    pub fn unplug(&self, guest: &str, has: impl FnOnce() -> Result<Vec<Assigned>>) -> Result<()> {
+        let Some(qemu) = runtime::qemu(self.host, guest) else { return Ok(()) };
+        let assigned = has()?;
         let turn = self.turn(guest)?;
-        if self.drop_surplus(guest, assigned, None, &turn)? {
+        if self.drop_surplus(guest, &assigned, &qemu, None, &turn)? {
             self.notify_reconciler(guest);
         }
         Ok(())
     }
 
-    /// The running guests whose leases tell of more than they use, or of something that could not be given back: a hot-plug
-    /// did not end, or the guest let go of a device later than it was asked to.
+    /// The running guests whose leases name more than they use, or a device that could not be reattached: a hot-plug did not
+    /// end, or the guest let go of a device later than it was asked to.
     pub fn needing_settlement(&self) -> Result<Vec<String>> {
         let mut guests = Vec::new();
         for guest in self.store.guests()? {
@@ -111,41 +105,19 @@ impl Leases<'_> {
         Ok(false)
     }
 
-    /// The lease of a guest that runs, with all that it has.
-    fn running_lease(&self, guest: &str, assigned: &[Assigned]) -> Result<Lease> {
-        let locked = self.store.lock()?;
-        let found = locked.lease(guest)?;
-        let qemu = runtime::qemu(self.host, guest);
-        if qemu.is_none() {
-            return Err(Error::new("it does not run"));
-        }
-        let mut lease = found.clone().unwrap_or_else(|| {
-            let mut lease = Lease::new(runtime::libvirtd(self.host), Vec::new());
-            lease.state = LeaseState::Active;
-            lease
-        });
-        if lease.state != LeaseState::Active {
-            return Err(Error::new("it is just being started or stopped; try again when that is over"));
-        }
-        lease.qemu = qemu;
-        self.adopt_running(guest, assigned, &mut lease, &locked)?;
-        if !lease.devices.is_empty() && found.as_ref() != Some(&lease) {
-            locked.write(guest, &lease)?;
-        }
-        Ok(lease)
-    }
-
-    /// Gives back all that a running guest's lease has beside these devices and their groups. What somebody has open stays.
+    /// Reattaches all that a running guest's lease has beside these devices and their groups. What a process has open stays.
     /// Whether there was anything.
     fn drop_surplus(
         &self,
         guest: &str,
         assigned: &[Assigned],
+        qemu: &Process,
         hanging: Option<PciAddress>,
         _turn: &Turn,
     ) -> Result<bool> {
-        // One that has stopped meanwhile gives back all by itself.
-        let Some(lease) = self.lease(guest)?.filter(|lease| lease.is_running(self.host, guest)) else {
+        // One that has stopped since gets all reattached by that, and one that was started again has other devices.
+        let is_same = |lease: &Lease| lease.qemu.as_ref() == Some(qemu) && lease.is_running(self.host, guest);
+        let Some(lease) = self.lease(guest)?.filter(is_same) else {
             return Ok(false);
         };
         let mut groups = BTreeSet::new();

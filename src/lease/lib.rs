@@ -8,39 +8,50 @@ pub mod availability;
 mod choose;
 mod gather;
 mod hotplug;
+mod learn;
 pub mod left_behind;
 pub mod life;
 mod preview;
 pub mod records;
+mod refusal;
 mod release;
 mod start;
 mod stop;
 pub mod vfs;
-mod view;
+pub mod view;
 
-use crate::availability::Availability;
 use crate::life::Life;
-use crate::records::{Locked, Records, Turn};
-pub use choose::missing_devices;
+use crate::records::{Records, Turn};
+use crate::view::View;
 use host::config::pool::Pools;
 use host::config::settings;
 use host::files;
-use host::libvirt::runtime;
 use host::log::Log;
 use host::paths::Host;
 use host::pci::bind::Binder;
-use host::pci::sysfs;
 use host::queue::Entry;
 use model::domain::{Assigned, Domain};
 use model::error::{Error, Result};
-use model::lease::{HeldDevice, Lease, LeaseState, Role};
+use model::lease::{Lease, LeaseState};
 use model::settings::Settings;
+use model::text::shell_word;
 use once_cell::unsync::OnceCell;
 pub use preview::{Acquired, Preview};
+pub use refusal::missing_devices;
+pub use release::Unfinished;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use stop::Occasion;
+
+/// Who has a guest started.
+#[derive(Clone, Copy)]
+pub enum Caller {
+    /// libvirt, by its hook. It does one thing at a time with a guest, so whatever it did before is over.
+    Libvirt,
+    /// The admin, or a tool: libvirt may be starting or stopping the guest at this very moment.
+    Admin,
+}
 
 /// Handles events on one host.
 pub struct Leases<'a> {
@@ -70,9 +81,9 @@ impl<'a> Leases<'a> {
         &self.store
     }
 
-    /// How devices stand for guests.
-    pub fn availability(&self) -> Availability<'_> {
-        Availability::new(self.host, &self.store, &self.settings)
+    /// A reading of devices and records that begins now.
+    pub fn view(&self) -> View<'_> {
+        View::new(self.host, &self.store, &self.settings)
     }
 
     /// How long one step on the host may take.
@@ -80,27 +91,49 @@ impl<'a> Leases<'a> {
         self.settings.deadline()
     }
 
-    /// libvirt is about to start a guest: takes what its devices need, or refuses and leaves everything as it was.
+    /// libvirt is about to start a guest: detaches what its devices need, or refuses and leaves everything as it was.
     pub fn prepare(&self, guest: &str, domain: &Domain) -> Result<()> {
         let assigned = domain.assigned();
         self.expect_all_devices(domain)?;
         if self.has_no_devices(guest, &assigned) {
             return Ok(());
         }
-        let turn = self.turn(guest)?;
-        if let Some(lease) = self.lease(guest)? {
-            if lease.is_running(self.host, guest) {
-                return Err(Error::new("it runs already, and holds its devices"));
-            }
-            if lease.state != LeaseState::Reserved {
-                // A start that nobody ended. What cannot go back now stays on record, and may do for this start.
-                let _ = self.reattach(guest, &turn, Occasion::Release);
-            }
+        let turn = self.begin(guest, Caller::Libvirt)?;
+        if let Err(error) = self.acquire(guest, &assigned, &turn) {
+            // It was kept for this start.
+            let _ = self.drop_reservation(guest, &turn);
+            self.store.mark("unstarted", guest);
+            return Err(error);
         }
-        self.take(guest, &assigned, &turn)?;
         self.notify_reconciler(guest);
         self.retry_others(guest);
         Ok(())
+    }
+
+    /// The turn of a guest that is to be started, once all that an earlier start left is back, as far as it can be.
+    ///
+    /// # Errors
+    /// The guest runs, or is being started or stopped.
+    fn begin(&self, guest: &str, caller: Caller) -> Result<Turn> {
+        let turn = self.turn(guest)?;
+        let Some(lease) = self.lease(guest)? else { return Ok(turn) };
+        if lease.is_running(self.host, guest) {
+            return Err(Error::new("it runs already, and holds its devices"));
+        }
+        match caller {
+            _ if lease.state == LeaseState::Reserved => {}
+            // What cannot go back now stays on record, and may do for this start.
+            Caller::Libvirt => _ = self.reattach(guest, &turn, Occasion::Release),
+            Caller::Admin if lease.state.is_held() && lease.libvirt_lives(self.host) => {
+                let what = if lease.state == LeaseState::Pending { "started" } else { "stopped" };
+                let quoted = shell_word(guest);
+                return Err(Error::new(format!("it is just being {what} by libvirt")).remedy(format!(
+                    "Try again when that is over; if `virsh domstate {quoted}` says that it is, run `vfpool reconcile` first"
+                )));
+            }
+            Caller::Admin => _ = self.reattach(guest, &turn, Occasion::Retry),
+        }
+        Ok(turn)
     }
 
     /// The devices that libvirt itself chose are known now; takes what they need beyond what `prepare` took.
@@ -110,40 +143,22 @@ impl<'a> Leases<'a> {
             return Ok(());
         }
         let turn = self.turn(guest)?;
-        self.take(guest, &assigned, &turn)?;
+        self.acquire(guest, &assigned, &turn)?;
         self.notify_reconciler(guest);
         Ok(())
     }
 
-    /// The guest runs, or libvirt found it running: its lease holds until it stops. A device that no lease tells of (one
-    /// hot-plugged, or the lease was lost) is learned as it is.
-    pub fn runs(&self, guest: &str, domain: &Domain) -> Result<()> {
-        let assigned = domain.assigned();
-        if self.has_no_devices(guest, &assigned) {
-            return Ok(());
-        }
-        let _turn = self.turn(guest)?;
-        let locked = self.store.lock()?;
-        let found = locked.lease(guest)?;
-        let mut lease = found.clone().unwrap_or_else(|| Lease::new(runtime::starter(self.host), Vec::new()));
-        lease.state = LeaseState::Active;
-        lease.starter = runtime::starter(self.host).or(lease.starter);
-        let qemu = runtime::qemu(self.host, guest);
-        if qemu.is_some() {
-            self.adopt_running(guest, &assigned, &mut lease, &locked)?;
-            lease.qemu = qemu;
-        }
-        if lease.devices.is_empty() || found.as_ref() == Some(&lease) {
-            return Ok(());
-        }
-        locked.write(guest, &lease)
-    }
-
-    /// The guest is gone, or its start was given up; also when that has been told before, or nothing was ever taken.
+    /// The guest is gone, or its start was given up; also when that was reported before, or nothing was ever acquired.
     pub fn release(&self, guest: &str) -> Result<()> {
-        let result = if self.store.has_lease(guest) {
+        // The end of a start that was refused says nothing of the next one, which may have reserved devices since.
+        let is_next = self.store.unmark("unstarted", guest) && self.is_reserved(guest);
+        let result = if self.store.has_lease(guest) && !is_next {
             let result = self.end(guest);
-            self.notify_reconciler(guest);
+            if result.is_err() {
+                self.wake(&Entry::Guest(guest.to_owned()));
+            } else {
+                self.notify_reconciler(guest);
+            }
             result
         } else {
             Ok(())
@@ -152,22 +167,18 @@ impl<'a> Leases<'a> {
         result
     }
 
+    fn is_reserved(&self, guest: &str) -> bool {
+        self.store.lease_or_none(guest).is_some_and(|lease| lease.state == LeaseState::Reserved)
+    }
+
     fn end(&self, guest: &str) -> Result<()> {
-        let turn = self.store.try_turn(guest)?;
-        // Before any waiting, so that others can go on with it should we be killed, a call into a driver hang, or QEMU not
-        // have ended yet. On a full disk the old record will do.
-        let locked = self.store.lock()?;
-        if let Some(mut lease) = locked.lease(guest)? {
-            lease.state = LeaseState::Returning;
-            lease.devices = locked.owned(guest, lease.devices)?;
-            let _ = locked.write(guest, &lease).and_then(|()| locked.set_attention(guest, "its stop was not finished"));
-        }
-        drop(locked);
-        let turn = turn.map_or_else(|| self.turn(guest), Ok)?;
+        // First, as it needs no lock: whatever stops us from here on, the next event goes on with it.
+        self.store.mark("ended", guest);
+        let turn = self.turn(guest)?;
         self.reattach(guest, &turn, Occasion::Release)
     }
 
-    /// Gives back what guests left that no longer run and that nobody is starting. Returns what could not be done.
+    /// Reattaches what guests left that no longer run and that are not being started. Returns what could not be done.
     pub fn reconcile(&self) -> Result<Vec<Error>> {
         let mut failures = Vec::new();
         let guests = self.store.guests()?.into_iter().chain(self.store.guests_needing_attention()?);
@@ -196,7 +207,7 @@ impl<'a> Leases<'a> {
     }
 
     fn lease(&self, guest: &str) -> Result<Option<Lease>> {
-        if self.store.has_lease(guest) { self.store.lock()?.lease(guest) } else { Ok(None) }
+        if self.store.has_lease(guest) { self.store.lock()?.take_lease(guest) } else { Ok(None) }
     }
 
     fn turn(&self, guest: &str) -> Result<Turn> {
@@ -212,48 +223,5 @@ impl<'a> Leases<'a> {
             limit: self.settings.deadline(),
             hangs: Cell::new(false),
         }
-    }
-
-    /// Adds the groups of devices that a running guest has and its lease does not tell of. How they were found is not
-    /// known any more, so they stay on the driver they have.
-    fn adopt_running(&self, guest: &str, assigned: &[Assigned], lease: &mut Lease, locked: &Locked) -> Result<()> {
-        for wanted in assigned {
-            if lease.held(wanted.address).is_some() {
-                continue;
-            }
-            let Some(device) = sysfs::device(self.host, wanted.address)? else { continue };
-            let members = match device.group {
-                Some(group) => sysfs::group_members(self.host, group)?,
-                None => vec![wanted.address],
-            };
-            for member in members {
-                let Some(device) = sysfs::device(self.host, member)? else { continue };
-                let role = match assigned.iter().find(|device| device.address == member) {
-                    Some(assigned) if assigned.managed => Role::Managed,
-                    Some(_) => Role::Unmanaged,
-                    None => Role::Sibling,
-                };
-                if lease.held(member).is_some() || !device.is_endpoint() || device.is_bridge() && role == Role::Sibling
-                {
-                    continue;
-                }
-                // Another guest may have had it before, and know.
-                let known = match self.store.owner(member)? {
-                    Some(owner) => locked.lease(&owner)?.and_then(|lease| lease.held(member).cloned()),
-                    None => None,
-                };
-                if let Some(known) = known.filter(|held| held.id == device.id) {
-                    lease.devices.push(HeldDevice { role, ..known });
-                    continue;
-                }
-                self.log.warning(format_args!(
-                    "{member}: learned from the running guest '{guest}'; it stays on {} when the guest stops, unless libvirt \
-                     reattaches it",
-                    device.driver.as_deref().unwrap_or("no driver")
-                ));
-                lease.devices.push(HeldDevice::as_found(&device, role));
-            }
-        }
-        Ok(())
     }
 }

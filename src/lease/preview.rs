@@ -2,11 +2,11 @@
 //! changing anything. What others do meanwhile may make it wrong; so it is for the admin's eyes only.
 
 use crate::Leases;
-use crate::choose::missing_devices;
 use crate::gather::Facts;
 use crate::life::Life;
+use crate::refusal::missing_devices;
 use crate::view::View;
-use host::pci::sysfs;
+use host::pci::sysfs::PciView;
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::domain::{Assigned, Domain, Hostdev as Element};
@@ -41,29 +41,29 @@ impl Leases<'_> {
     ///
     /// # Errors
     /// The start would be refused: the reason, word for word.
-    pub fn preview(&self, guest: &str, domain: &Domain) -> Result<Preview> {
+    pub fn preview(&self, view: &View, guest: &str, domain: &Domain) -> Result<Preview> {
         let assigned = domain.assigned();
         missing_devices(domain)?;
         if self.has_no_devices(guest, &assigned) {
             return Ok(Preview { taken: Some(Vec::new()), ..Preview::default() });
         }
-        self.preview_devices(guest, &assigned).map_err(|refusal| self.words(guest, &assigned, refusal).0)
+        let previewed = self.preview_devices(view, Some(guest), &assigned);
+        previewed.map_err(|refusal| self.explain_refusal(guest, &assigned, refusal, view).0)
     }
 
     /// What a start with these devices would do. A guest that is only thought of has no name.
     ///
     /// # Errors
     /// Why it would be refused, before that is put into words for pools.
-    pub fn preview_devices(&self, guest: &str, assigned: &[Assigned]) -> Result<Preview, Refusal> {
-        let own = if guest.is_empty() { None } else { self.store.look(guest)? };
+    pub fn preview_devices(&self, view: &View, guest: Option<&str>, assigned: &[Assigned]) -> Result<Preview, Refusal> {
+        let own = guest.map_or(Ok(None), |guest| view.lease(guest))?;
         let is_left = own.is_some_and(|lease| lease.state != LeaseState::Reserved);
-        let mut left_by = if is_left { vec![guest.to_owned()] } else { Vec::new() };
-        let view = View::new(self);
-        let mut facts = Facts::new(self, guest, assigned, &view)?;
+        let mut left_by: Vec<String> = guest.filter(|_| is_left).map(str::to_owned).into_iter().collect();
+        let mut facts = Facts::new(self, guest, assigned, view)?;
         loop {
-            let mut scene = facts.scene(&view)?;
+            let mut scene = facts.scene(view)?;
             for gone in &left_by {
-                if !self.suppose_reattached(&mut scene, gone, gone == guest)? {
+                if !self.suppose_reattached(view, &mut scene, gone, Some(gone.as_str()) == guest)? {
                     return Ok(Preview { left_by, taken: None });
                 }
             }
@@ -72,15 +72,15 @@ impl Leases<'_> {
                     let taken = Some(self.steps(guest, held, &scene));
                     return Ok(Preview { left_by, taken });
                 }
-                Answer::FindUses(addresses) => facts.find_uses(addresses, &view)?,
+                Answer::FindUses(addresses) => facts.find_uses(addresses, view)?,
                 Answer::Recover(gone) if left_by.contains(&gone) => return Ok(Preview { left_by, taken: None }),
                 Answer::Recover(gone) => left_by.push(gone),
             }
         }
     }
 
-    fn steps(&self, guest: &str, held: Vec<HeldDevice>, scene: &Scene) -> Vec<Acquired> {
-        let binder = self.binder(guest);
+    fn steps(&self, guest: Option<&str>, held: Vec<HeldDevice>, scene: &Scene) -> Vec<Acquired> {
+        let binder = self.binder(guest.unwrap_or_default());
         let mut is_loaded = false;
         let taken = held.into_iter().filter_map(|held| {
             let device = scene.functions.get(&held.address)?.device.clone();
@@ -94,8 +94,8 @@ impl Leases<'_> {
 
     /// Makes a scene what it is when a gone guest has given back what it can: all, if libvirt has done its part. Whether that
     /// is known, as the VFs of a PF are yet to be made.
-    fn suppose_reattached(&self, scene: &mut Scene, gone: &str, is_over: bool) -> Result<bool> {
-        let Some(lease) = self.store.look(gone)? else { return Ok(true) };
+    fn suppose_reattached(&self, view: &View, scene: &mut Scene, gone: &str, is_over: bool) -> Result<bool> {
+        let Some(lease) = view.lease(gone)? else { return Ok(true) };
         let is_over = is_over || lease.state == LeaseState::Returning || !lease.libvirt_lives(self.host);
         for function in scene.functions.values_mut() {
             let Some(owner) = function.owner.as_mut().filter(|owner| owner.guest == gone) else { continue };
@@ -107,7 +107,7 @@ impl Leases<'_> {
             function.owner = None;
             let device = &mut function.device;
             // Of a device of somebody else, not all was read.
-            let now = sysfs::device(self.host, device.address)?;
+            let now = view.pci.device(device.address)?;
             device.driver_override = now.and_then(|now| now.driver_override).map(|_| held.driver_override);
             device.on_vfio = held.driver.as_ref().is_some_and(|driver| driver.contains("vfio"));
             device.driver = held.driver;
@@ -120,8 +120,13 @@ impl Leases<'_> {
     ///
     /// # Errors
     /// Why they would not start it.
-    pub fn preview_choice<'d>(&self, guest: &str, domain: &'d Domain) -> Result<Vec<(&'d Element, PciAddress)>> {
+    pub fn preview_choice<'d>(
+        &self,
+        view: &View,
+        guest: &str,
+        domain: &'d Domain,
+    ) -> Result<Vec<(&'d Element, PciAddress)>> {
         missing_devices(domain)?;
-        self.choose_by(guest, domain, |assigned| self.preview_devices(guest, assigned).map(drop))
+        self.choose_by(guest, domain, view, |assigned| self.preview_devices(view, Some(guest), assigned).map(drop))
     }
 }

@@ -1,4 +1,4 @@
-//! A start: what the guest needs is found out, decided on, recorded, and only then taken.
+//! A start: what the guest needs is found out, decided on, recorded, and only then detached.
 
 use crate::Leases;
 use crate::gather::Facts;
@@ -6,28 +6,38 @@ use crate::records::{Locked, Turn};
 use crate::stop::Occasion;
 use crate::view::View;
 use host::libvirt::runtime;
+use model::address::PciAddress;
 use model::domain::Assigned;
 use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState};
 use model::plan::{Answer, Refusal, plan};
 
 impl Leases<'_> {
-    /// Takes what a guest's devices need, or undoes all of it.
-    pub(super) fn take(&self, guest: &str, assigned: &[Assigned], turn: &Turn) -> Result<()> {
+    /// Acquires and detaches what a guest's devices need, or undoes all of it.
+    pub(super) fn acquire(&self, guest: &str, assigned: &[Assigned], turn: &Turn) -> Result<()> {
         let pending = |devices| Lease::new(runtime::starter(self.host), devices);
         let recorded = self.record(guest, assigned, pending);
         let devices = recorded.map_err(|refusal| {
-            let (why, entries) = self.words(guest, assigned, refusal);
+            let (why, entries) = self.explain_refusal(guest, assigned, refusal, &self.view());
             for entry in entries {
                 self.wake(&entry);
             }
             why
         })?;
+        self.detach_all(guest, &devices, |hanging| self.reattach(guest, turn, Occasion::Undo { hanging }))
+    }
+
+    /// Detaches devices that are recorded. If one fails, `undo` reattaches them; it gets the device with a call that hangs.
+    pub(super) fn detach_all<'h>(
+        &self,
+        guest: &str,
+        devices: impl IntoIterator<Item = &'h HeldDevice>,
+        undo: impl FnOnce(Option<PciAddress>) -> Result<()>,
+    ) -> Result<()> {
         let binder = self.binder(guest);
-        for held in &devices {
-            if let Err(error) = binder.take(held) {
-                let hanging = binder.hangs.get().then_some(held.address);
-                return Err(match self.reattach(guest, turn, Occasion::Undo { hanging }) {
+        for held in devices {
+            if let Err(error) = binder.detach(held) {
+                return Err(match undo(binder.hangs.get().then_some(held.address)) {
                     Ok(()) => error,
                     Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
                 });
@@ -43,8 +53,8 @@ impl Leases<'_> {
         assigned: &[Assigned],
         make: impl Fn(Vec<HeldDevice>) -> Lease,
     ) -> Result<Vec<HeldDevice>, Refusal> {
-        let before = View::new(self);
-        let mut facts = Facts::new(self, guest, assigned, &before)?;
+        let before = self.view();
+        let mut facts = Facts::new(self, Some(guest), assigned, &before)?;
         // What the host uses takes long to find out. What has changed under the lock is asked again.
         let asked = facts.scene(&before).map(|scene| plan(&scene));
         if let Ok(Ok(Answer::FindUses(addresses))) = asked {
@@ -63,7 +73,7 @@ impl Leases<'_> {
                 }
                 Answer::FindUses(addresses) => {
                     drop(locked);
-                    facts.find_uses(addresses, &View::new(self))?;
+                    facts.find_uses(addresses, &self.view())?;
                 }
                 Answer::Recover(other) => {
                     drop(locked);
@@ -86,7 +96,7 @@ fn write_new(
     devices: &[HeldDevice],
     locked: &Locked,
 ) -> Result<()> {
-    let own = locked.lease(guest)?;
+    let own = locked.take_lease(guest)?;
     let own = own.as_ref();
     if let Some(own) = own.filter(|own| own.state == LeaseState::Reserved) {
         locked.settle(guest, own, Vec::new(), None)?;

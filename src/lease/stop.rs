@@ -3,6 +3,7 @@
 use crate::Leases;
 use crate::life::Life;
 use crate::records::Turn;
+use host::libvirt::runtime;
 use model::address::PciAddress;
 use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState, Role};
@@ -29,12 +30,12 @@ impl Leases<'_> {
     pub(super) fn reattach(&self, guest: &str, _turn: &Turn, occasion: Occasion) -> Result<()> {
         let lease = {
             let locked = self.store.lock()?;
-            let Some(mut lease) = locked.lease(guest)? else { return locked.clear_attention(guest) };
-            if lease.state == LeaseState::Reserved
-                && !(matches!(occasion, Occasion::Retry) && lease.is_in_use(self.host, guest))
-            {
-                return locked.settle(guest, &lease, Vec::new(), None);
+            let Some(mut lease) = locked.take_lease(guest)? else { return locked.clear_attention(guest) };
+            if lease.state == LeaseState::Reserved {
+                let is_kept = matches!(occasion, Occasion::Retry) && !lease.is_over(self.host);
+                return if is_kept { Ok(()) } else { locked.settle(guest, &lease, Vec::new(), None) };
             }
+            let before = lease.state;
             match occasion {
                 Occasion::Retry if lease.is_in_use(self.host, guest) => return Ok(()),
                 Occasion::Release if lease.is_running(self.host, guest) => {
@@ -49,9 +50,9 @@ impl Leases<'_> {
                 Occasion::Retry => {}
             }
             lease.devices = locked.owned(guest, lease.devices)?;
-            // On a full disk the record stays as it was, which is enough to give back by.
-            if let Err(error) = locked.write(guest, &lease) {
-                self.log.warning(&error);
+            // On a full disk the record stays as it was, which is enough to reattach by.
+            if lease.state != before {
+                locked.record(guest, &lease).unwrap_or_else(|error| self.log.warning(&error));
             }
             lease
         };
@@ -98,15 +99,23 @@ impl Leases<'_> {
         failure.map_or(Ok(()), Err)
     }
 
-    /// What another guest could not give back may go now. Failures are told and stay on record; a guest whose turn is
-    /// taken is at work on it, or hangs.
+    /// What could not be reattached of another guest may go now. Failures are reported and stay on record; a guest whose turn
+    /// is taken is at work on it, or hangs.
     pub(super) fn retry_others(&self, guest: &str) {
-        let Ok(others) = self.store.guests_needing_attention() else { return };
+        // (A dry run does not remember it.)
+        let libvirtd = runtime::starter(self.host).filter(|_| !self.host.is_dry());
+        let libvirtd = libvirtd.filter(|libvirtd| self.store.is_new_libvirtd(libvirtd));
+        // A libvirtd that has died ends no start and no stop that it had begun.
+        let others = if libvirtd.is_some() { self.store.guests() } else { self.store.guests_needing_attention() };
+        let Ok(others) = others else { return };
         // What failed a moment ago will fail again.
         for other in others.iter().filter(|other| *other != guest || !self.store.has_lease(guest)) {
             if let Ok(Some(turn)) = self.store.try_turn(other) {
                 let _ = self.reattach(other, &turn, Occasion::Retry);
             }
+        }
+        if let Some(libvirtd) = libvirtd {
+            self.store.remember_libvirtd(&libvirtd);
         }
     }
 }

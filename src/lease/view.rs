@@ -1,84 +1,117 @@
 //! Devices and records at one moment: whatever is asked, and how often, each is read once.
 //!
-//! A start has one view before the lock and one under it. What changes devices or records takes a new one afterwards.
+//! A start has one view before the lock and one under it; a command that only reads has one. What changes devices or
+//! records takes a new one afterwards.
 
 use crate::Leases;
 use crate::life::Life;
-use crate::records::Locked;
+use crate::records::{Locked, Records};
 use host::guard::Guard;
 use host::libvirt::runtime;
 use host::memory::Memory;
+use host::paths::Host;
 use host::pci::snapshot::Snapshot;
+use host::pci::sysfs;
 use model::address::PciAddress;
+use model::device::PciDevice;
 use model::error::Result;
 use model::host_use::HostUse;
 use model::lease::Lease;
-use std::collections::BTreeMap;
+use model::settings::Settings;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How leases are read: as they are at the moment, or under the lock.
 type ReadLease<'a> = Box<dyn Fn(&str) -> Result<Option<Lease>> + 'a>;
 
 /// One reading of what decides about guests' devices.
-pub(crate) struct View<'a> {
+pub struct View<'a> {
     /// The devices.
-    pub(crate) pci: Snapshot<'a>,
-    leases: &'a Leases<'a>,
+    pub pci: Snapshot<'a>,
+    pub(crate) host: &'a Host,
+    pub(crate) settings: &'a Settings,
+    records: &'a Records<'a>,
     read: ReadLease<'a>,
     guard: Guard<'a>,
+    /// All devices that are owned, in a view of the whole host.
+    claimed: Option<BTreeSet<PciAddress>>,
     owners: Memory<PciAddress, Result<Option<String>>>,
-    known: Memory<String, Result<Option<Lease>>>,
+    leases: Memory<String, Result<Option<Lease>>>,
     in_use: Memory<String, bool>,
     running: Memory<String, bool>,
     uses: Memory<PciAddress, Result<Option<HostUse>>>,
+    answers: Memory<PciAddress, Result<()>>,
 }
 
 impl<'a> View<'a> {
-    fn read_by(leases: &'a Leases, read: ReadLease<'a>) -> Self {
+    /// A view of a few devices, without the lock: good advice, and no more.
+    pub fn new(host: &'a Host, records: &'a Records<'a>, settings: &'a Settings) -> Self {
         Self {
-            pci: Snapshot::new(leases.host),
-            leases,
-            read,
-            guard: Guard::new(leases.host, leases.settings.deadline()),
+            pci: Snapshot::new(host),
+            host,
+            settings,
+            records,
+            read: Box::new(|guest| records.lease(guest)),
+            guard: Guard::new(host, settings.deadline()),
+            claimed: None,
             owners: Memory::default(),
-            known: Memory::default(),
+            leases: Memory::default(),
             in_use: Memory::default(),
             running: Memory::default(),
             uses: Memory::default(),
+            answers: Memory::default(),
         }
     }
 
-    /// A view without the lock: good advice, and no more.
-    pub(crate) fn new(leases: &'a Leases) -> Self {
-        Self::read_by(leases, Box::new(|guest| leases.store.look(guest)))
+    /// A view of all devices of a host, without the lock.
+    pub fn of_all(host: &'a Host, records: &'a Records<'a>, settings: &'a Settings) -> Result<Self> {
+        let claimed = Some(records.claimed()?);
+        Ok(Self { pci: Snapshot::of_all(host), claimed, ..Self::new(host, records, settings) })
     }
 
     /// A view under the lock, true until the lock is released.
     pub(crate) fn locked(leases: &'a Leases, locked: &'a Locked) -> Self {
-        Self::read_by(leases, Box::new(|guest| locked.lease(guest)))
+        Self { read: Box::new(|guest| locked.take_lease(guest)), ..leases.view() }
     }
 
     /// Who owns a device, by its claim.
-    pub(crate) fn owner(&self, address: PciAddress) -> Result<Option<String>> {
-        self.owners.get(address, |address| self.leases.store.owner(*address))
+    pub fn owner(&self, address: PciAddress) -> Result<Option<String>> {
+        match &self.claimed {
+            Some(claimed) if !claimed.contains(&address) => Ok(None),
+            _ => self.owners.get(address, |address| self.records.owner(*address)),
+        }
     }
 
-    /// A guest's lease.
-    pub(crate) fn lease(&self, guest: &str) -> Result<Option<Lease>> {
-        self.known.get(guest.to_owned(), |guest| (self.read)(guest))
+    /// A guest's lease; without the lock, `None` also for a corrupt one.
+    pub fn lease(&self, guest: &str) -> Result<Option<Lease>> {
+        self.leases.get(guest.to_owned(), |guest| (self.read)(guest))
     }
 
     /// Whether the guest of this lease still uses its devices, or is about to.
-    pub(crate) fn is_in_use(&self, guest: &str, lease: &Lease) -> bool {
-        self.in_use.get(guest.to_owned(), |guest| lease.is_in_use(self.leases.host, guest))
+    pub fn is_in_use(&self, guest: &str, lease: &Lease) -> bool {
+        self.in_use.get(guest.to_owned(), |guest| lease.is_in_use(self.host, guest))
     }
 
     /// Whether libvirt runs a QEMU for a guest.
-    pub(crate) fn is_running(&self, guest: &str) -> bool {
-        self.running.get(guest.to_owned(), |guest| runtime::qemu(self.leases.host, guest).is_some())
+    pub fn is_running(&self, guest: &str) -> bool {
+        self.running.get(guest.to_owned(), |guest| runtime::qemu(self.host, guest).is_some())
     }
 
-    /// What the host uses these devices for. Must not be asked under the lock: that may take long.
-    pub(crate) fn uses(&self, addresses: Vec<PciAddress>) -> Result<BTreeMap<PciAddress, Option<HostUse>>> {
+    /// Makes sure that the driver of a device answers.
+    pub(crate) fn expect_answer(&self, device: &PciDevice) -> Result<()> {
+        self.answers.get(device.address, |_| sysfs::expect_answer(self.host, device, self.settings.deadline()))
+    }
+
+    /// What the host uses a device for. In a view of all devices no disk is opened to find out whether it is claimed. Must not
+    /// be asked under the lock: it may take long.
+    pub(crate) fn host_use(&self, device: &PciDevice) -> Result<Option<HostUse>> {
+        self.uses.get(device.address, |address| match &self.claimed {
+            Some(_) => self.guard.of_one_of_many(device),
+            None => self.guard.of(*address),
+        })
+    }
+
+    /// The same of several devices. One that has gone meanwhile is not used.
+    pub(crate) fn host_uses(&self, addresses: Vec<PciAddress>) -> Result<BTreeMap<PciAddress, Option<HostUse>>> {
         let found = |address: PciAddress| {
             let found = self.uses.get(address, |address| self.guard.of(*address));
             let found =

@@ -20,6 +20,22 @@ pub struct Process {
 /// The format written here. A lease with another one is not touched.
 pub const VERSION: u32 = 1;
 
+/// What each format has.
+#[derive(Deserialize)]
+struct Format {
+    #[serde(rename = "@version")]
+    version: u32,
+}
+
+/// Why a record is no lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It has another format than [`VERSION`].
+    Version(u32),
+    /// It is no lease in any format.
+    Corrupt(String),
+}
+
 /// What a guest holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "lease")]
@@ -64,6 +80,13 @@ pub enum LeaseState {
 impl LeaseState {
     /// All of them, in the order of a lease's life.
     pub const ALL: [Self; 5] = [Self::Reserved, Self::Pending, Self::Active, Self::Failed, Self::Returning];
+}
+
+impl LeaseState {
+    /// Whether the guest has its devices, as far as the lease itself says.
+    pub fn is_held(self) -> bool {
+        matches!(self, Self::Pending | Self::Active | Self::Failed)
+    }
 }
 
 impl fmt::Display for LeaseState {
@@ -154,6 +177,20 @@ impl Lease {
     /// A lease of a guest that is being started.
     pub fn new(starter: Option<Process>, devices: Vec<HeldDevice>) -> Self {
         Self { version: VERSION, state: LeaseState::Pending, until: None, starter, qemu: None, devices }
+    }
+
+    /// Reads a lease as it was recorded.
+    ///
+    /// # Errors
+    /// It is not one that this version could have written.
+    pub fn parse(text: &str) -> Result<Self, Unreadable> {
+        // First, as a later format may differ in anything else.
+        let Format { version } =
+            quick_xml::de::from_str(text).map_err(|cause| Unreadable::Corrupt(cause.to_string()))?;
+        if version != VERSION {
+            return Err(Unreadable::Version(version));
+        }
+        quick_xml::de::from_str(text).map_err(|cause| Unreadable::Corrupt(cause.to_string()))
     }
 
     /// The record of one device.

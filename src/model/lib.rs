@@ -10,6 +10,7 @@ pub mod domain;
 pub mod error;
 pub mod host_use;
 pub mod lease;
+pub mod operation;
 pub mod plan;
 #[cfg(feature = "schema")]
 mod schema;

@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::tree::Tree;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -77,6 +78,19 @@ impl Host {
     /// How a driver answers from now on: lines of its table, see `answers` in `kernel.rs`.
     pub fn driver_answers(&self, driver: &str, lines: &str) {
         self.append(&format!("hw/drivers/{driver}"), &format!("\n{lines}"));
+    }
+
+    /// The files that a call opens, and the links that it reads, each with how often.
+    pub fn opened_by(&self, call: impl FnOnce()) -> BTreeMap<String, usize> {
+        self.put("opened", "");
+        call();
+        let opened = self.get("opened").unwrap();
+        fs::remove_file(self.path("opened")).unwrap();
+        let mut counts = BTreeMap::new();
+        for file in opened.lines() {
+            *counts.entry(file.to_owned()).or_default() += 1;
+        }
+        counts
     }
 
     /// Makes vfio-pci a module that is not loaded, with this `modprobe`: a shell script, in which `load` loads it.

@@ -134,6 +134,8 @@ enum Fault {
     Kills,
     /// This shell script is run before, in the root.
     Sh(String),
+    /// This shell script is run after, in the root, before the caller gets the answer.
+    Then(String),
 }
 
 struct Virsh {
@@ -161,8 +163,10 @@ impl Virsh {
                 self.command(words)
             }
         };
-        if matches!(fault, Some(Fault::Kills)) {
-            kill_caller();
+        match fault {
+            Some(Fault::Kills) => kill_caller(),
+            Some(Fault::Then(script)) => self.shell(&script),
+            _ => {}
         }
         match done {
             Ok(output) => {
@@ -235,6 +239,7 @@ impl Virsh {
                 "killed" => Fault::Killed,
                 "kills" => Fault::Kills,
                 "sh" => Fault::Sh(text.to_owned()),
+                "then" => Fault::Then(text.to_owned()),
                 other => panic!("virsh.faults: {other}"),
             })
         })
@@ -298,6 +303,7 @@ impl Virsh {
                 Ok(self.tree.get(memory(&name)).unwrap_or(guest.text))
             }
             "dumpxml" => Ok(self.running(&name)?.text),
+            "domid" => Ok(self.running(&name).map_or_else(|_| "-".to_owned(), |_| "1".to_owned()) + "\n"),
             "eject" => self.eject(&name),
             "start" => self.start(&guest, &options),
             "destroy" => self.destroy(&guest),

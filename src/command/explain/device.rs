@@ -4,22 +4,20 @@ use super::{DeviceLease, DeviceReport, Fate, Member, Pointer, Start};
 use host::files;
 use host::libvirt::{definitions, runtime};
 use host::paths::Host;
-use host::pci::sysfs;
+use host::pci::sysfs::{self, PciView};
 use lease::availability::Standing;
 use lease::life::Life;
+use lease::view::View;
 use lease::{Leases, Preview};
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::domain::{Assigned, Domain};
 use model::error::{Error, Result};
 
-/// A guest that is only thought of has no name, which no real one can have.
-const ANY_GUEST: &str = "";
-
-pub(super) fn explain(host: &Host, leases: &Leases, address: PciAddress) -> Result<DeviceReport> {
+pub(super) fn explain(host: &Host, leases: &Leases, view: &View, address: PciAddress) -> Result<DeviceReport> {
     let assigned = [Assigned { address, managed: true, pool: None }];
-    let forecast = leases.preview_devices(ANY_GUEST, &assigned);
-    let Some(found) = sysfs::identity(host, address)? else {
+    let forecast = leases.preview_devices(view, None, &assigned);
+    let Some(found) = view.pci.identity(address)? else {
         return Err(match forecast {
             // These words tell who has taken it away, if anybody has.
             Err(refusal) => refusal.why,
@@ -47,18 +45,18 @@ pub(super) fn explain(host: &Host, leases: &Leases, address: PciAddress) -> Resu
         option_rom: folder.join("rom").exists(),
         physfn: found.physfn,
         totalvfs: if folder.join("sriov_totalvfs").exists() { Some(sysfs::totalvfs(host, address)?) } else { None },
-        vfs: sysfs::vfs_of(host, address)?,
+        vfs: view.pci.vfs_of(address)?,
         group: found.group,
-        members: members(host, leases, &found)?,
-        pool: pools.iter().find(|pool| pool.has_member(host, &found)).map(|pool| pool.name.clone()),
-        lease: lease(host, leases, address)?,
-        used_by: match standing(host, leases, &found)? {
+        members: members(host, view, &found)?,
+        pool: pools.iter().find(|pool| pool.has_member(&view.pci, &found)).map(|pool| pool.name.clone()),
+        lease: lease(host, view, address)?,
+        used_by: match standing(host, view, &found)? {
             Some(Standing::Needed { by }) => Some(by),
             _ => None,
         },
         pointed_at_by: pointers(host, address)?,
         start: match forecast {
-            Ok(forecast) => Start::foreseen(host, leases, forecast)?,
+            Ok(forecast) => Start::foreseen(host, view, forecast)?,
             Err(refusal) => Start::refused(&refusal.why),
         },
         driver: found.driver,
@@ -66,16 +64,16 @@ pub(super) fn explain(host: &Host, leases: &Leases, address: PciAddress) -> Resu
 }
 
 /// The other members of the group.
-fn members(host: &Host, leases: &Leases, device: &PciDevice) -> Result<Vec<Member>> {
+fn members(host: &Host, view: &View, device: &PciDevice) -> Result<Vec<Member>> {
     let Some(group) = device.group else { return Ok(Vec::new()) };
-    let all = sysfs::group_members(host, group)?;
+    let all = view.pci.group_members(group)?;
     let mut members = Vec::new();
     for address in all.iter().copied().filter(|member| *member != device.address) {
-        let Some(member) = sysfs::identity(host, address)? else { continue };
+        let Some(member) = view.pci.identity(address)? else { continue };
         let (fate, why) = if member.is_bridge() {
             (Fate::Bridge, None)
         } else {
-            match standing(host, leases, &member)? {
+            match standing(host, view, &member)? {
                 Some(Standing::Leased { guest }) => (Fate::Leased, Some(guest)),
                 Some(Standing::Needed { by }) => (Fate::Needed, Some(by)),
                 _ if member.physfn.is_some_and(|pf| all.contains(&pf)) => (Fate::Vanishes, None),
@@ -89,18 +87,17 @@ fn members(host: &Host, leases: &Leases, device: &PciDevice) -> Result<Vec<Membe
 }
 
 /// Who has a device, or why it is needed. What cannot be found out counts as needed, as it does for the hook.
-fn standing(host: &Host, leases: &Leases, device: &PciDevice) -> Result<Option<Standing>> {
-    Ok(match leases.availability().of_member(ANY_GUEST, device) {
+fn standing(host: &Host, view: &View, device: &PciDevice) -> Result<Option<Standing>> {
+    Ok(match view.standing_of_member(None, device) {
         Ok(Some(Standing::Needed { by })) => Some(Standing::Needed { by: with_guest(host, by)? }),
         Ok(standing) => standing,
         Err(error) => Some(Standing::Needed { by: error.to_string() }),
     })
 }
 
-fn lease(host: &Host, leases: &Leases, address: PciAddress) -> Result<Option<DeviceLease>> {
-    let store = leases.store();
-    let Some(guest) = store.owner(address)? else { return Ok(None) };
-    let lease = store.look(&guest)?;
+fn lease(host: &Host, view: &View, address: PciAddress) -> Result<Option<DeviceLease>> {
+    let Some(guest) = view.owner(address)? else { return Ok(None) };
+    let lease = view.lease(&guest)?;
     if lease.as_ref().is_some_and(|lease| lease.is_over(host)) {
         return Ok(None);
     }

@@ -4,13 +4,14 @@ use super::{Actor, Choice, Chosen, GuestDevice, GuestReport, GuestState, Start, 
 use host::libvirt::{definitions, runtime};
 use host::paths::Host;
 use lease::life::Life;
+use lease::view::View;
 use lease::{Leases, Preview, missing_devices};
 use model::domain::{Assigned, Domain, Hostdev, Kind};
 use model::error::{Error, Result};
 use model::lease::{Lease, LeaseState};
 
-pub(super) fn explain(host: &Host, leases: &Leases, name: &str) -> Result<GuestReport> {
-    let lease = leases.store().look(name)?;
+pub(super) fn explain(host: &Host, leases: &Leases, view: &View, name: &str) -> Result<GuestReport> {
+    let lease = view.lease(name)?;
     let qemu = runtime::qemu(host, name);
     let state = match &lease {
         _ if qemu.is_some() => GuestState::Running,
@@ -51,7 +52,8 @@ pub(super) fn explain(host: &Host, leases: &Leases, name: &str) -> Result<GuestR
     guest.warnings = missing_devices(&domain).unwrap_or_default().iter().map(Error::to_string).collect();
     let is_off = state == GuestState::ShutOff;
     for device in &domain.devices {
-        let (verdict, why) = if is_off { foreseen(leases, name, &domain, device) } else { had(lease.as_ref(), device) };
+        let (verdict, why) =
+            if is_off { foreseen(leases, view, name, &domain, device) } else { had(lease.as_ref(), device) };
         guest.devices.push(GuestDevice {
             address: device.address,
             kind: match device.kind {
@@ -67,20 +69,20 @@ pub(super) fn explain(host: &Host, leases: &Leases, name: &str) -> Result<GuestR
         });
     }
     if is_off {
-        guest.start = Some(match leases.preview(name, &domain) {
-            Ok(forecast) => Start::foreseen(host, leases, forecast)?,
+        guest.start = Some(match leases.preview(view, name, &domain) {
+            Ok(forecast) => Start::foreseen(host, view, forecast)?,
             Err(why) => Start::refused(&why),
         });
-        guest.chosen = chosen(leases, name, &domain);
+        guest.chosen = chosen(leases, view, name, &domain);
     }
     Ok(guest)
 }
 
 /// How one of its devices stands at the guest's next start, by itself.
-fn foreseen(leases: &Leases, guest: &str, domain: &Domain, device: &Hostdev) -> (Verdict, Option<String>) {
+fn foreseen(leases: &Leases, view: &View, guest: &str, domain: &Domain, device: &Hostdev) -> (Verdict, Option<String>) {
     let pool = domain.request_for(device).map(|request| request.pool.clone());
     let assigned = [Assigned { address: device.address, managed: device.managed, pool }];
-    match leases.preview_devices(guest, &assigned) {
+    match leases.preview_devices(view, Some(guest), &assigned) {
         Ok(Preview { taken: None, .. }) => (Verdict::Left, None),
         Ok(_) => (Verdict::Free, None),
         Err(refusal) => (Verdict::Refused, Some(refusal.why.to_string())),
@@ -94,11 +96,11 @@ fn had(lease: Option<&Lease>, device: &Hostdev) -> (Verdict, Option<String>) {
     (Verdict::Own, (!is_leased).then(|| unknown.to_owned()))
 }
 
-fn chosen(leases: &Leases, guest: &str, domain: &Domain) -> Option<Chosen> {
+fn chosen(leases: &Leases, view: &View, guest: &str, domain: &Domain) -> Option<Chosen> {
     if domain.requests.is_empty() {
         return None;
     }
-    Some(match leases.preview_choice(guest, domain) {
+    Some(match leases.preview_choice(view, guest, domain) {
         Err(why) => Chosen { devices: Vec::new(), refusal: Some(why.to_string()) },
         Ok(chosen) => {
             let choice = |(device, address): (&Hostdev, _)| {

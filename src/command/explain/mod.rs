@@ -10,6 +10,7 @@ mod text;
 use host::libvirt::{definitions, runtime};
 use host::paths::Host;
 use host::pci::{bind, ports};
+use lease::view::View;
 use lease::{Acquired, Leases, Preview};
 use model::address::{PciAddress, PciId};
 use model::error::{Error, Result};
@@ -334,6 +335,7 @@ struct Choice {
 /// # Errors
 /// There is none, or both.
 pub fn explain(host: &Host, leases: &Leases, name: &str, only_guest: bool) -> Result<Explanation> {
+    let view = leases.view();
     let is_guest = is_guest(host, leases, name)?;
     let device = if only_guest { None } else { device_of(host, name) };
     let subject = match (is_guest, device) {
@@ -344,8 +346,8 @@ pub fn explain(host: &Host, leases: &Leases, name: &str, only_guest: bool) -> Re
                 address.nodedev_name()
             )));
         }
-        (true, _) => Subject::Guest(Box::new(guest::explain(host, leases, name)?)),
-        (false, Some(address)) => Subject::Device(Box::new(device::explain(host, leases, address)?)),
+        (true, _) => Subject::Guest(Box::new(guest::explain(host, leases, &view, name)?)),
+        (false, Some(address)) => Subject::Device(Box::new(device::explain(host, leases, &view, address)?)),
         (false, None) if only_guest => {
             return Err(Error::new(format!("there is no guest '{name}' on this host; see `virsh list --all`")));
         }
@@ -413,10 +415,10 @@ impl Start {
         }
     }
 
-    fn foreseen(host: &Host, leases: &Leases, forecast: Preview) -> Result<Self> {
+    fn foreseen(host: &Host, view: &View, forecast: Preview) -> Result<Self> {
         let mut left = Vec::new();
         for guest in &forecast.left_by {
-            let lease = leases.store().look(guest)?;
+            let lease = view.lease(guest)?;
             // libvirt does nothing any more.
             left.extend(at_stop(lease.iter().flat_map(|lease| &lease.devices), Actor::Vfpool));
         }

@@ -9,13 +9,12 @@ mod watch;
 
 use host::config::pool::{Pf, PfName, Pool, Pools, Vfs};
 use host::config::settings;
-use host::libvirt::runtime;
 use host::log::Log;
 use host::parked::Parked;
 use host::paths::Host;
 use host::pci::snapshot::Snapshot;
 use host::pci::sysfs::{self, PciView};
-use lease::availability::{Availability, Standing};
+use lease::availability::Standing;
 use lease::life::Life;
 use lease::records::Records;
 use model::address::PciAddress;
@@ -238,13 +237,12 @@ impl Listing {
             Err(error) => (Settings::default(), Some(error)),
         };
         let store = Records::new(host, log);
-        let snapshot = Snapshot::of_all(host);
-        let availability = Availability::of_all(&snapshot, &store, &settings)?;
+        let now = lease::view::View::of_all(host, &store, &settings)?;
         let mut view = View {
             host,
             store: &store,
-            snapshot: &snapshot,
-            availability,
+            snapshot: &now.pci,
+            now: &now,
             parked: BTreeMap::new(),
             devices: RefCell::default(),
             numa: RefCell::default(),
@@ -315,7 +313,7 @@ struct View<'a> {
     host: &'a Host,
     store: &'a Records<'a>,
     snapshot: &'a Snapshot<'a>,
-    availability: Availability<'a>,
+    now: &'a lease::view::View<'a>,
     /// Who is parked where.
     parked: BTreeMap<PciAddress, Vec<String>>,
     devices: RefCell<BTreeMap<PciAddress, DeviceView>>,
@@ -329,8 +327,8 @@ impl View<'_> {
         for guest in Parked::load(self.host).guests {
             let places: BTreeSet<PciAddress> = guest.devices.iter().filter_map(|place| place.address).collect();
             let runs = || {
-                runtime::qemu(self.host, &guest.name).is_some()
-                    || self.availability.holder(&guest.name).is_some_and(|holder| holder.is_in_use)
+                let lease = || self.now.lease(&guest.name).ok().flatten();
+                self.now.is_running(&guest.name) || lease().is_some_and(|lease| self.now.is_in_use(&guest.name, &lease))
             };
             if places.is_empty() || runs() {
                 continue;
@@ -436,7 +434,7 @@ impl View<'_> {
     }
 
     fn state(&self, address: PciAddress) -> Result<DeviceState> {
-        Ok(match self.availability.of("", address)? {
+        Ok(match self.now.standing(None, address)? {
             Standing::Free => match self.parked.get(&address) {
                 Some(guests) => DeviceState::Parked { guests: guests.clone() },
                 None => DeviceState::Free,
@@ -457,11 +455,10 @@ impl View<'_> {
     }
 
     fn leased(&self, address: PciAddress, guest: String) -> Result<DeviceState> {
-        let Some(holder) = self.availability.holder(&guest) else {
+        let Some(lease) = self.now.lease(&guest).ok().flatten() else {
             return Ok(DeviceState::Leased { guest, role: None, lease: None, was_on: None });
         };
-        let lease = &holder.lease;
-        if !holder.is_in_use {
+        if !self.now.is_in_use(&guest, &lease) {
             let left = self.store.attention(&guest)?;
             let is_forgotten = lease.state != LeaseState::Returning && !lease.libvirt_lives(self.host);
             let forgotten = || format!("guest '{guest}' is no longer running; `vfpool reconcile` reattaches it");
@@ -482,8 +479,8 @@ impl View<'_> {
         let guests: BTreeSet<String> = self.store.guests()?.into_iter().chain(marked).collect();
         for guest in guests {
             let why = self.store.attention(&guest)?;
-            match self.availability.holder(&guest) {
-                Some(holder) => leases.push(LeaseView { guest: guest.clone(), state: holder.lease.state }),
+            match self.now.lease(&guest).ok().flatten() {
+                Some(lease) => leases.push(LeaseView { guest: guest.clone(), state: lease.state }),
                 None if why.is_none() && self.store.has_lease(&guest) => {
                     let why = "its lease cannot be read; the next event of the guest sets it aside".to_owned();
                     attention.push(Attention { guest: guest.clone(), why });
@@ -497,10 +494,8 @@ impl View<'_> {
 
     /// The devices of the leases that are in no pool.
     fn others(&self, leases: &[LeaseView], members: &HashMap<PciAddress, &str>) -> Vec<DeviceView> {
-        let holders = leases.iter().filter_map(|lease| self.availability.holder(&lease.guest));
-        let held: BTreeSet<PciAddress> = holders
-            .flat_map(|holder| holder.lease.devices.iter().map(|held| held.address).collect::<Vec<_>>())
-            .collect();
+        let leases = leases.iter().filter_map(|lease| self.now.lease(&lease.guest).ok().flatten());
+        let held: BTreeSet<PciAddress> = leases.flat_map(|lease| lease.devices).map(|held| held.address).collect();
         let others = held.into_iter().filter(|address| !members.contains_key(address));
         others.map(|address| self.device(address)).collect()
     }

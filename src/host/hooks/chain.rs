@@ -1,11 +1,11 @@
 //! Hooks of others, which go on working beside ours: the one that was `/etc/libvirt/hooks/qemu` before vfpool came,
 //! and those in `qemu.d` where libvirt is too old to call them itself.
 //!
-//! Ours is called first. Then each of these is called as libvirt would call it: the same arguments, the XML on
-//! standard input; of `migrate` and `restore` each gets what the one before it has printed, and printing nothing
-//! changes nothing. The first that fails ends it, and its exit status is ours. A file that cannot be executed is no
-//! hook, as for libvirt. Of a start that ours refuses they see nothing, neither its `prepare` nor the `stopped` and
-//! `release` that follow.
+//! Ours is called first, except for a guest with a device of managed='no' at `prepare`: these may free it for us. Each
+//! is called as libvirt would call it: the same arguments, the XML on standard input; of `migrate` and `restore` each
+//! gets what the one before it has printed, and printing nothing changes nothing. The chain stops at the first hook that
+//! fails; its exit status is ours. A file that cannot be executed is no hook, as for libvirt. Of a start that ours
+//! refuses they see nothing, neither its `prepare` nor the `stopped` and `release` that follow.
 //! Source: libvirt `docs/hooks.rst`, "Script location" (`qemu.d` since 6.5.0) and "Script execution".
 
 use crate::config::settings;
@@ -14,6 +14,7 @@ use crate::log::Log;
 use crate::paths::{Host, file_name};
 use crate::{command, files};
 use model::error::{Error, Result};
+use model::operation::Operation;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -83,23 +84,23 @@ impl<'a> Chain<'a> {
     /// What the one that failed has said, and its exit status.
     pub fn run(&self, arguments: &[OsString], xml: &[u8], output: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, Failed> {
         let text = |index: usize| arguments.get(index).map(|text| text.to_string_lossy()).unwrap_or_default();
-        let (guest, operation) = (text(0), text(1));
-        match operation.as_ref() {
-            "prepare" => _ = fs::remove_file(self.refused(&guest)),
-            "stopped" if self.refused(&guest).exists() => return Ok(output),
-            "release" if fs::remove_file(self.refused(&guest)).is_ok() => return Ok(output),
+        let (guest, name) = (text(0), text(1));
+        let operation = Operation::of(&name);
+        match operation {
+            Operation::Prepare => _ = fs::remove_file(self.refused(&guest)),
+            Operation::Stopped if self.refused(&guest).exists() => return Ok(output),
+            Operation::Release if fs::remove_file(self.refused(&guest)).is_ok() => return Ok(output),
             _ => {}
         }
-        let is_filter = matches!(operation.as_ref(), "migrate" | "restore");
         let settings = settings::load(self.host).unwrap_or_default();
         let mut output = output;
         for hook in &self.hooks {
             let input = output.as_deref().unwrap_or(xml);
             let printed = Self::call(hook, arguments, input, settings.hook_deadline()).inspect_err(|failed| {
                 let code = failed.code;
-                self.log.warning(format_args!("guest '{guest}', {operation}: {} has failed ({code})", hook.display()));
+                self.log.warning(format_args!("guest '{guest}', {name}: {} has failed ({code})", hook.display()));
             })?;
-            if is_filter && !printed.is_empty() {
+            if operation.is_filter() && !printed.is_empty() {
                 output = Some(printed);
             }
         }

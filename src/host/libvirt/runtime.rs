@@ -23,8 +23,8 @@ pub fn starter(host: &Host) -> Option<Process> {
 
 /// The libvirtd (or virtqemud) of this host, by the pid file that it keeps. `None` when it does not run.
 pub fn libvirtd(host: &Host) -> Option<Process> {
-    // The second is that of libvirt before 6.
-    let files = ["run/libvirt/qemu/driver.pid", "run/libvirtd.pid"].into_iter();
+    // The second is kept by libvirt 6 and later; before, it may be that of a guest with the name `driver`.
+    let files = ["run/libvirtd.pid", "run/libvirt/qemu/driver.pid"].into_iter();
     let mut pids = files.filter_map(|file| fs::read_to_string(host.path(file)).ok()?.trim().parse().ok());
     pids.find_map(|pid| process::with_pid(host, pid))
 }
@@ -33,7 +33,11 @@ pub fn libvirtd(host: &Host) -> Option<Process> {
 pub fn qemu(host: &Host, guest: &str) -> Option<Process> {
     let pid_file = host.path("run/libvirt/qemu").join(format!("{guest}.pid"));
     let pid = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
-    process::with_pid(host, pid)
+    // libvirt 6 and later keep their own pid under this name.
+    let is_libvirtd = |process: &Process| {
+        guest == "driver" && [libvirtd(host), starter(host)].iter().flatten().any(|daemon| daemon == process)
+    };
+    process::with_pid(host, pid).filter(|process| !is_libvirtd(process))
 }
 
 /// A running guest's XML as libvirt keeps it, inside of its own status. `None`: it does not run.

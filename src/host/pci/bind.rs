@@ -69,8 +69,8 @@ pub struct Binder<'a> {
 }
 
 impl Binder<'_> {
-    /// Takes a device off the host, as its role demands.
-    pub fn take(&self, held: &HeldDevice) -> Result<()> {
+    /// Detaches a device from the host, as its role demands.
+    pub fn detach(&self, held: &HeldDevice) -> Result<()> {
         let device = self.find(held)?.ok_or_else(|| {
             Error::new(format!(
                 "{} went away, or another device took its place, while the guest was started",
@@ -84,7 +84,7 @@ impl Binder<'_> {
         }
     }
 
-    /// What [`take`](Self::take) does with a device that is found so. Changes nothing.
+    /// What [`detach`](Self::detach) does with a device that is found so. Changes nothing.
     pub fn steps(&self, device: &PciDevice, role: Role) -> Vec<Step> {
         let mut steps = Vec::new();
         if device.numvfs > 0 && device.on_host_driver() {
@@ -148,7 +148,11 @@ impl Binder<'_> {
 
     /// The device that was taken; not another one that has its address now.
     fn find(&self, held: &HeldDevice) -> Result<Option<PciDevice>> {
-        Ok(sysfs::device(self.host, held.address)?.filter(|device| device.id == held.id))
+        let Some(device) = sysfs::identity(self.host, held.address)?.filter(|device| device.id == held.id) else {
+            return Ok(None);
+        };
+        sysfs::expect_answer(self.host, &device, self.limit)?;
+        sysfs::device(self.host, held.address)
     }
 
     fn write(&self, path: &Path, value: &str) -> Result<()> {
@@ -172,11 +176,16 @@ impl Binder<'_> {
 
     fn expect_vfio(&self, device: &PciDevice, held: &HeldDevice) -> Result<()> {
         let address = device.address;
-        let has_none = || Ok(!self.host.is_dry() && sysfs::driver_of(self.host, address)?.is_none());
-        if held.role == Role::Sibling && device.driver.is_none() && has_none()? {
-            // VFIO is content with a sibling that has no driver; some devices vfio-pci does not take.
-            self.log.warning(format_args!("{address}: {VFIO_PCI} does not take it; it stays on no driver"));
-            return self.restore_override(device, held);
+        // The kernel has offered it to vfio-pci before the write returned: on no driver now, it was not taken.
+        if !self.host.is_dry() && sysfs::driver_of(self.host, address)?.is_none() {
+            let refused = format!("{address}: {VFIO_PCI} does not take it");
+            if held.role != Role::Sibling {
+                return Err(Error::new(refused).remedy("See `dmesg` for the reason"));
+            }
+            // VFIO accepts a sibling that has no driver.
+            self.log.warning(format_args!("{refused}; it stays on no driver ({})", self.user));
+            // A host driver that had it keeps off as long as the override is there.
+            return if device.driver.is_none() { self.restore_override(device, held) } else { Ok(()) };
         }
         self.expect_driver(address, Some(VFIO_PCI))?;
         self.log.info(format_args!(

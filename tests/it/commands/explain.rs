@@ -834,3 +834,21 @@ fn a_vf_that_is_not_there() {
          reconcile`",
     );
 }
+
+#[test]
+fn each_file_is_read_once() {
+    let host = Host::with_vfs(3);
+    (0..3).for_each(|number| host.move_to(&vf(number), Some("vfio-pci")));
+    host.prepare("db", &asking("db", &vf(1))).ok();
+    host.define("web", &asking("web", &vf(0)));
+    let device = vf(0);
+    for name in ["web", &device] {
+        let opened = host.opened_by(|| assert_eq!(host.vfpool(&["explain", name]).code, Some(0)));
+        println!("explain {name}: {} files and links", opened.values().sum::<usize>());
+        for (file, count) in &opened {
+            // A child process makes sure first that its driver answers.
+            let most = if file.ends_with("/driver_override") { 2 } else { 1 };
+            assert!(*count <= most, "{file}: {opened:#?}");
+        }
+    }
+}

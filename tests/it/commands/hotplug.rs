@@ -544,3 +544,21 @@ fn a_sibling_may_become_the_guests_own_and_a_sibling_again() {
     host.stops("web");
     host.assert_as(&before, "after the stop");
 }
+
+#[test]
+fn a_guest_that_was_started_again_keeps_what_it_has_now() {
+    let host = Host::with_vfs(3);
+    (0..3).for_each(|number| host.move_to(&vf(number), Some("vfio-pci")));
+    host.runs_with("web", &vf(0));
+    // It let go of its device by itself, so its lease is looked at.
+    let enable = host.path(&format!("sys/bus/pci/devices/{}/enable", vf(0)));
+    fs::write(enable, "0\n").unwrap();
+    // When libvirt has answered what the guest has, it is stopped and started with another device.
+    host.put("again.xml", asking("web", &vf(1)));
+    host.virsh_faults(
+        "dumpxml then usr/bin/virsh destroy web; usr/bin/virsh define again.xml; usr/bin/virsh start web",
+    );
+    assert_eq!(host.reconcile().code, Some(0));
+    assert_eq!(host.recorded("claims"), [vf(1)], "of the guest as it runs now");
+    assert_eq!(host.recorded("leases"), ["web"]);
+}

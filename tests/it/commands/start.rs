@@ -1,6 +1,6 @@
 //! `vfpool start` and `rewrite`: a guest is started with devices that are free.
 
-use fakehost::{Host, asking, definition, hostdev_at, interface_at, vf};
+use fakehost::{FIRST, Host, asking, definition, hostdev_at, interface_at, vf};
 
 /// A guest that points at a VF which `db` has.
 pub(crate) fn host() -> Host {
@@ -187,4 +187,33 @@ fn a_start_that_was_killed_reserves_for_a_minute_only() {
     host.reconcile().ok();
     assert_eq!(host.recorded("leases"), ["db"]);
     host.runs("web");
+}
+
+#[test]
+fn a_start_or_stop_under_way_is_left_alone() {
+    for how in ["rewrite", "start"] {
+        let host = Host::with_pair();
+        host.pool("nics", "<address type='pci' bus='0x02' slot='0x00' function='0x0'/>");
+        let xml = definition("web", &[("nics", 0)], &[hostdev_at(FIRST, 0, "")]);
+        host.define("web", &xml);
+        let asked = || match how {
+            "rewrite" => host.vfpool_with(&["rewrite"], xml.as_bytes()).run(),
+            _ => host.vfpool(&["start", "web"]),
+        };
+        let web = host.guest_of("web", &xml).starts();
+        let under_way = host.snapshot();
+        let refused = "guest 'web': it is just being started by libvirt. Try again when that is over; if `virsh domstate web` \
+                       says that it is, run `vfpool reconcile` first";
+        asked().refused(refused);
+        host.assert_as(&under_way, how);
+        // Its QEMU has ended, and libvirt has not reattached its part yet.
+        let web = web.runs();
+        host.qemu_ends("web");
+        asked().refused(&refused.replace("started", "stopped"));
+        host.assert_as(&under_way, how);
+        assert_eq!(state(&host, "web"), "active");
+        web.reattaches();
+        web.release().ok();
+        assert_eq!(asked().code, Some(0));
+    }
 }

@@ -195,9 +195,10 @@ fn a_lease_of_a_later_format_is_not_touched() {
     host.put("run/vfpool/leases/web", text);
     let before = host.snapshot();
     let path = host.path("run/vfpool/leases/web").display().to_string();
-    host.guest("web", FIRST)
-        .prepare()
-        .refused(&format!("guest 'web': Cannot use the lease {path}: it has format 2, this vfpool knows 1"));
+    host.guest("web", FIRST).prepare().refused(&format!(
+        "guest 'web': Cannot use the lease {path}: it has format 2, this vfpool knows 1. Install the version of \
+             vfpool that wrote it; or stop the guest and reboot"
+    ));
     host.release("web", "").ok_saying("it has format 2");
     assert_eq!(host.get("run/vfpool/leases/web").as_deref(), Some(text));
     host.assert_as(&before, "after all");

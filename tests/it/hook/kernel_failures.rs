@@ -41,10 +41,9 @@ fn a_driver_that_does_not_take_the_device_is_named_and_undone() {
     host.settings("<deadline seconds='1'/>");
     let before = host.snapshot();
     host.faults("write ignore drivers_probe");
-    host.guest("web", FIRST).prepare().refused(
-        "guest 'web': 0000:02:00.1 should be on vfio-pci but is on no driver after 1 s; see `dmesg` for the driver's \
-         reason",
-    );
+    host.guest_of("web", domain("web", &[hostdev(SECOND, false)]))
+        .prepare()
+        .refused_saying(&["guest 'web': ", ": vfio-pci does not take it. See `dmesg` for the reason"]);
     host.assert_restored(&before, "after the refusal");
 }
 
@@ -209,4 +208,28 @@ fn a_hanging_unbind_from_vfio_is_left_behind() {
 #[test]
 fn a_hanging_bind_to_the_host_is_left_behind() {
     hangs_while_stopping("e1000e/bind 0000:02:00.1");
+}
+
+#[test]
+fn a_driver_that_hangs_is_never_waited_for_longer_than_the_deadline() {
+    let host = Host::with_pair();
+    let before = host.snapshot();
+    host.settings("<deadline seconds='2'/>");
+    let web = host.guest("web", FIRST);
+    // By hand, a driver is being unbound that waits for its user: that keeps the device's lock.
+    let hangs = "open hang 0000:02:00.1/driver_override";
+    for operation in ["prepare", "release"] {
+        if operation == "release" {
+            web.prepare().ok();
+        }
+        host.faults(hangs);
+        let outcome = web.hook(operation).run();
+        assert!(outcome.took < Duration::from_secs(20), "{operation}: {:?}", outcome.took);
+        assert!(outcome.stderr.contains("0000:02:00.1 does not answer: its driver "), "{}", outcome.stderr);
+        assert_eq!(outcome.code, Some(i32::from(operation == "prepare")));
+        host.faults("");
+    }
+    // Others have started meanwhile, and what is left is tried again.
+    host.release("nobody", "").ok();
+    host.assert_restored(&before, "when the driver is back");
 }

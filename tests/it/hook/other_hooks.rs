@@ -1,6 +1,6 @@
 //! Hooks of others beside ours: the one that was there before, and those in `qemu.d` of an old libvirt.
 
-use fakehost::{FIRST, Host, SECOND, asking, domain, domain_with, vf};
+use fakehost::{FIRST, Host, SECOND, asking, domain, domain_with, hostdev, vf};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
@@ -294,4 +294,35 @@ fn what_is_still_detached_is_told_with_the_way_back() {
         ["0000:02:00.1 (sibling of guest 'web', was on e1000e) does not come back by itself any more. When the \
              guest has stopped: virsh nodedev-reattach pci_0000_02_00_1"]
     );
+}
+
+#[test]
+fn what_frees_a_device_of_managed_no_comes_before_it_is_detached_and_after_it_is_back() {
+    let host = Host::with_pair();
+    let before = host.snapshot();
+    // As one that ends the host's desktop, so that its GPU can be detached.
+    let driver = format!("readlink $R/sys/bus/pci/devices/{FIRST}/driver");
+    hook(&host, EARLIER, &format!("echo $2 $(basename $({driver})) >>$R/drivers"));
+    let web = host.guest_of("web", domain("web", &[hostdev(FIRST, false)]));
+    web.prepare().ok();
+    assert_eq!(host.driver(FIRST).as_deref(), Some("vfio-pci"));
+    web.hook("stopped").run().ok();
+    web.release().ok();
+    host.assert_restored(&before, "after the end");
+    let drivers = host.get("drivers").unwrap();
+    assert_eq!(drivers, "prepare e1000e\nstopped vfio-pci\nrelease e1000e");
+    // It sees the end of a start that it has seen begin.
+    calls(&host);
+    host.faults("write errno EIO e1000e/unbind");
+    web.prepare().refused_saying(&["EIO"]);
+    host.faults("");
+    web.hook("stopped").run().ok();
+    web.release().ok();
+    let seen = ["prepare begin", "stopped end", "release end"];
+    assert_eq!(calls(&host), seen.map(|operation| format!("qemu.before-vfpool web {operation} -")));
+    // If it refuses, nothing is touched.
+    hook(&host, EARLIER, "exit 3");
+    assert_eq!(web.prepare().code, Some(3));
+    host.assert_as(&before, "refused");
+    assert_eq!(host.recorded("leases"), [""; 0]);
 }

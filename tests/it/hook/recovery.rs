@@ -1,7 +1,9 @@
 //! How guests end, or do not: releases in any number, a libvirtd that dies, records that are lost.
 
 use crate::commands::explain::prepare_as_foretold;
-use fakehost::{FIRST, Host, SECOND, domain, hostdev};
+use fakehost::{FIRST, Host, SECOND, asking, domain, domain_with, hostdev, vf};
+use std::fs::File;
+use std::os::unix::fs::chown;
 
 #[test]
 fn release_may_come_twice_or_for_nothing() {
@@ -197,4 +199,164 @@ fn a_group_that_somebody_has_open_is_not_pulled_away() {
     // Any event of any guest.
     host.release("other", "").ok_saying("0000:02:00.1: vfio-pci -> e1000e (reattached, guest 'web')");
     host.assert_restored(&before, "after the second try");
+}
+
+/// A process that keeps the lock, as one does that hangs.
+fn lock(host: &Host) -> File {
+    let lock = File::options().write(true).open(host.path("run/vfpool/lock")).unwrap();
+    fs2::FileExt::lock_exclusive(&lock).unwrap();
+    lock
+}
+
+#[test]
+fn a_release_that_gets_no_lock_is_carried_out_later() {
+    for later in ["another guest's event", "reconcile", "the next start"] {
+        let host = Host::with_pair();
+        let before = host.snapshot();
+        let web = host.guest("web", FIRST);
+        web.prepare().ok();
+        let held = lock(&host);
+        // After 10 s.
+        web.release().ok_saying("Cannot lock ");
+        drop(held);
+        assert_eq!(host.driver(SECOND).as_deref(), Some("vfio-pci"), "not yet");
+        assert_eq!(host.queue(), ["guest web"], "systemd starts the reconciler");
+        match later {
+            "reconcile" => assert_eq!(host.reconcile().code, Some(0)),
+            "another guest's event" => _ = host.release("nobody", "").ok(),
+            _ => {
+                host.guest("web", FIRST).prepare().ok();
+                assert!(host.get("run/vfpool/leases/web").unwrap().contains("state=\"pending\""));
+                assert_eq!(host.recorded("ended"), [""; 0], "this start has not ended");
+                host.guest("db", FIRST).prepare().refused_saying(&["guest 'web' has it"]);
+                continue;
+            }
+        }
+        host.assert_restored(&before, later);
+        assert_eq!(host.recorded("ended"), [""; 0]);
+    }
+}
+
+#[test]
+fn a_release_that_is_killed_anywhere_after_its_mark_is_finished_by_the_next_event() {
+    for step in 1.. {
+        let host = Host::with_pair();
+        let before = host.snapshot();
+        let web = host.guest("web", FIRST);
+        web.prepare().ok();
+        let killed = web.hook("release").killed_after(step).run();
+        if killed.code.is_some() {
+            assert!(step > 2, "{step}: it makes some changes");
+            break;
+        }
+        host.release("nobody", "").ok();
+        host.assert_restored(&before, &format!("killed after change {step}"));
+    }
+}
+
+#[test]
+fn what_a_dead_libvirtd_left_is_reattached_by_an_event_of_any_guest() {
+    for event in ["prepare", "release"] {
+        let host = Host::with_pair();
+        host.add_pair("0000:03:00", 9);
+        // Both have been seen by this libvirtd.
+        host.release("nobody", "").ok();
+        let web = host.guest("web", FIRST).starts();
+        host.libvirtd_dies();
+        web.reattaches();
+        let outcome = match event {
+            "prepare" => host.guest("db", "0000:03:00.0").prepare(),
+            _ => host.release("nobody", ""),
+        };
+        outcome.ok_saying("guest 'web' is no longer running; reattaching its devices");
+        assert_eq!(host.driver(SECOND).as_deref(), Some("e1000e"), "{event}");
+        assert!(!host.recorded("leases").contains(&"web".to_owned()), "{event}");
+    }
+}
+
+#[test]
+fn a_release_of_an_earlier_start_leaves_what_is_reserved_for_the_next() {
+    let host = Host::with_vfs(2);
+    host.prepare("db", &asking("db", &vf(0))).ok();
+    host.prepare("web", &asking("web", &vf(0))).refused_saying(&["guest 'db'"]);
+    let chosen = host.vfpool_with(&["rewrite"], asking("web", &vf(0)).as_bytes()).run();
+    assert_eq!((chosen.code, chosen.stdout), (Some(0), asking("web", &vf(1))));
+    // Of the start that was refused.
+    host.release("web", "").ok();
+    host.prepare("mail", &asking("mail", &vf(1))).refused_saying(&["0000:01:10.1 (guest 'web')"]);
+    host.prepare("web", &asking("web", &vf(1))).ok();
+    host.release("web", "").ok();
+    assert_eq!(host.recorded("leases"), ["db"]);
+}
+
+#[test]
+fn a_lease_in_a_later_format_is_left_as_it_is() {
+    for (state, role) in [("active", "sibling"), ("paused", "sibling"), ("active", "peer")] {
+        let host = Host::with_pair();
+        let web = host.guest("web", FIRST).starts().runs();
+        let lease = host.get("run/vfpool/leases/web").unwrap();
+        let later = lease.replace("version=\"1\"", "version=\"2\"").replace("\"active\"", &format!("\"{state}\""));
+        let later = later.replace("\"sibling\"", &format!("\"{role}\""));
+        host.put("run/vfpool/leases/web", &later);
+        let why = "it has format 2, this vfpool knows 1. Install the version of vfpool that wrote it";
+        let reconciled = host.reconcile();
+        assert_eq!(reconciled.code, Some(1));
+        assert!(reconciled.stderr.contains(why), "{}", reconciled.stderr);
+        web.ends();
+        web.release().ok_saying(why);
+        host.guest("db", FIRST).prepare().refused_saying(&[why]);
+        web.prepare().refused_saying(&[why]);
+        assert_eq!(host.get("run/vfpool/leases/web"), Some(later), "{state} {role}");
+        assert_eq!(host.recorded("corrupt"), [""; 0]);
+        assert_eq!(host.recorded("claims"), [FIRST, SECOND]);
+    }
+}
+
+#[test]
+fn libvirtd_is_not_the_qemu_of_a_guest_named_driver() {
+    let host = Host::with_pair();
+    let before = host.snapshot();
+    // libvirt 6 and later keep their own pid there.
+    host.put("run/libvirt/qemu/driver.pid", std::process::id().to_string());
+    let guest = host.guest("driver", FIRST);
+    guest.prepare().ok();
+    guest.release().ok();
+    host.assert_restored(&before, "after the start that failed");
+    // libvirt before 6 has the guest's QEMU there, and its own pid elsewhere.
+    host.put("run/libvirtd.pid", std::process::id().to_string());
+    let guest = guest.starts().runs();
+    host.guest("db", FIRST).prepare().refused_saying(&["guest 'driver' has it"]);
+    guest.release().ok_saying("its QEMU still runs");
+    guest.ends();
+    guest.release().ok();
+    host.assert_restored(&before, "after its end");
+}
+
+#[test]
+fn a_turn_goes_with_its_lease() {
+    let host = Host::with_pair();
+    for number in 0..3 {
+        let guest = host.guest(&format!("transient{number}"), FIRST);
+        guest.prepare().ok();
+        assert_eq!(host.recorded("turns"), [guest.name.as_str()]);
+        host.guest("db", FIRST).prepare().refused_saying(&["has it"]);
+        host.release("db", "").ok();
+        assert_eq!(host.recorded("turns"), [guest.name.as_str()]);
+        guest.release().ok();
+    }
+    assert_eq!(host.recorded("turns"), [""; 0]);
+}
+
+#[test]
+fn the_libvirtd_of_a_user_moves_nothing() {
+    let host = Host::with_pair();
+    let before = host.snapshot();
+    let xml = domain_with("web", &[FIRST]);
+    // The state belongs to root; here, to another user than the hook's.
+    chown(host.path("run"), Some(12345), None).unwrap();
+    for operation in ["prepare", "start", "started", "stopped", "release"] {
+        host.hook("web", operation, &xml).run().ok_silently();
+        host.assert_as(&before, operation);
+    }
+    assert_eq!(host.recorded("leases"), [""; 0]);
 }

@@ -71,19 +71,6 @@ fn a_start_costs_as_much_with_4096_devices_and_1000_guests_as_with_8_devices() {
     assert!(ratios.iter().any(|ratio| *ratio <= 1.5), "{ratios:?}");
 }
 
-/// The files that a call of the hook opens, and the links that it reads, each with how often.
-fn opened_by(host: &Host, call: impl FnOnce()) -> BTreeMap<String, usize> {
-    host.put("opened", "");
-    call();
-    let opened = host.get("opened").unwrap();
-    std::fs::remove_file(host.path("opened")).unwrap();
-    let mut counts = BTreeMap::new();
-    for file in opened.lines() {
-        *counts.entry(file.to_owned()).or_default() += 1;
-    }
-    counts
-}
-
 /// No attribute of a PCI function is read more often than that.
 fn expect_reads(opened: &BTreeMap<String, usize>, most: usize) {
     for (file, count) in opened.iter().filter(|(file, _)| file.starts_with("sys/bus/pci/devices/")) {
@@ -95,7 +82,7 @@ fn expect_reads(opened: &BTreeMap<String, usize>, most: usize) {
 fn a_start_reads_each_device_once_before_the_lock_once_under_it_and_once_when_it_is_detached() {
     let host = Host::with_vfs(2);
     (0..2).for_each(|number| host.move_to(&vf(number), Some("vfio-pci")));
-    let opened = opened_by(&host, || _ = host.prepare("web", &asking("web", &vf(0))).ok());
+    let opened = host.opened_by(|| _ = host.prepare("web", &asking("web", &vf(0))).ok());
     expect_reads(&opened, 3);
     let total: usize = opened.values().sum();
     println!("a pooled VF: {total} files and links");
@@ -110,7 +97,7 @@ fn the_cost_of_a_group_grows_with_its_size_and_not_faster() {
         for address in &addresses {
             host.add(Device::new(address).group(8).driver("e1000e"));
         }
-        let opened = opened_by(&host, || _ = host.prepare("web", &domain_with("web", &[&addresses[0]])).ok());
+        let opened = host.opened_by(|| _ = host.prepare("web", &domain_with("web", &[&addresses[0]])).ok());
         // The driver and the override also by whoever asks the driver, guards, writes and waits.
         expect_reads(&opened, 5);
         let is_fixed = |file: &str| ["vendor", "config", "iommu_group"].iter().any(|name| file.ends_with(name));
