@@ -172,9 +172,11 @@ impl<'a> Leases<'a> {
     }
 
     fn end(&self, guest: &str) -> Result<()> {
-        // First, as it needs no lock: whatever stops us from here on, the next event goes on with it.
+        // If nobody else has the turn, others leave the guest to us.
+        let turn = self.store.try_turn(guest).ok().flatten();
+        // Before any waiting: whatever stops us from here on, the next event goes on with it.
         self.store.mark("ended", guest);
-        let turn = self.turn(guest)?;
+        let turn = turn.map_or_else(|| self.turn(guest), Ok)?;
         self.reattach(guest, &turn, Occasion::Release)
     }
 

@@ -108,6 +108,9 @@ impl Leases<'_> {
         // A libvirtd that has died ends no start and no stop that it had begun.
         let others = if libvirtd.is_some() { self.store.guests() } else { self.store.guests_needing_attention() };
         let Ok(others) = others else { return };
+        if others.is_empty() {
+            return;
+        }
         // What failed a moment ago will fail again.
         for other in others.iter().filter(|other| *other != guest || !self.store.has_lease(guest)) {
             if let Ok(Some(turn)) = self.store.try_turn(other) {

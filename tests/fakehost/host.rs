@@ -129,6 +129,8 @@ impl Host {
         shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
         assert!(shell.wait().unwrap().success());
         fs::create_dir_all(self.path(below).parent().unwrap()).unwrap();
+        // A later script takes the place of an earlier one.
+        let _ = fs::remove_file(self.path(below));
         symlink(program, self.path(below)).unwrap();
     }
 

@@ -152,7 +152,7 @@ impl Binder<'_> {
             return Ok(None);
         };
         sysfs::expect_answer(self.host, &device, self.limit)?;
-        sysfs::device(self.host, held.address)
+        sysfs::with_driver_state(self.host, device).map(Some)
     }
 
     fn write(&self, path: &Path, value: &str) -> Result<()> {

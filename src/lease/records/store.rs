@@ -121,7 +121,9 @@ impl<'a> Records<'a> {
 
     /// Takes a mark away; whether there was one.
     pub(crate) fn unmark(&self, mark: &str, guest: &str) -> bool {
-        fs::remove_file(self.path(mark, guest)).is_ok()
+        let path = self.path(mark, guest);
+        // Most guests have none.
+        fs::symlink_metadata(&path).is_ok() && fs::remove_file(&path).is_ok()
     }
 
     /// Changes with each start of a guest, and whenever its lease is written. `None`: it has none.

@@ -759,7 +759,7 @@ fn pfs_and_vfs() {
     assert_eq!(
         found[0],
         format!(
-            "failure pf: PF {PF} is on no driver, and only its own driver makes VFs | {folder}/driver | Run `[ ! -e \
+            "failure pf: PF {PF} is on no driver, and only its own driver creates VFs | {folder}/driver | Run `[ ! -e \
              {folder}/driver_override ] || echo >{folder}/driver_override; echo {PF} >/sys/bus/pci/drivers_probe; \
              udevadm settle; vfpool setup {PF}`"
         )

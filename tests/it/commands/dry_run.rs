@@ -171,10 +171,10 @@ fn setup_and_its_vfs() {
     assert_eq!(
         told(&host, &["setup"]),
         [
+            "eth3: down -> up (pool 'net')",
             "0000:01:00.0: host drivers are kept from its new VFs (pool 'net')",
             "0000:01:00.0: 0 VFs -> 2 (pool 'net')",
             "0000:01:00.0: its 2 VFs -> vfio-pci (pool 'net')",
-            "eth3: down -> up (pool 'net')",
         ]
     );
     host.make_vfs("0000:01:00.0", &[Some("igbvf"), None]);

@@ -314,7 +314,7 @@ fn what_frees_a_device_of_managed_no_comes_before_it_is_detached_and_after_it_is
     // It sees the end of a start that it has seen begin.
     calls(&host);
     host.faults("write errno EIO e1000e/unbind");
-    web.prepare().refused_saying(&["EIO"]);
+    web.prepare().refused_saying(&["Input/output error"]);
     host.faults("");
     web.hook("stopped").run().ok();
     web.release().ok();
