@@ -1,6 +1,7 @@
 //! `vfpool dumpxml`: a pool as `virsh net-dumpxml` shows a network, and a device as the element that gives it to a guest.
 
 use crate::list::{DeviceState, Filter, Listing, PoolView};
+use crate::output::{all, written};
 use host::config::pool::{Pool, Pools};
 use host::log::Log;
 use host::paths::Host;
@@ -8,10 +9,35 @@ use host::pci::sysfs;
 use model::address::PciAddress;
 use model::error::{Error, Result};
 use model::lease::Role;
+use std::io::{self, Write};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The pool, or the device, as 0000:01:10.2, 01:10.2 or pci_0000_01_10_2
+    #[arg(value_name = "POOL|DEVICE")]
+    name: String,
+    /// Print a device as a `hostdev` element only
+    #[arg(long)]
+    hostdev: bool,
+    /// Print a VF of a network card as an `interface` element, for which libvirt sets MAC address and VLAN
+    #[arg(long, conflicts_with = "hostdev")]
+    interface: bool,
+}
+
+pub(crate) fn run(host: &Host, log: &Log, arguments: &Arguments) -> Result<()> {
+    let element = match (arguments.hostdev, arguments.interface) {
+        (true, _) => Element::Hostdev,
+        (_, true) => Element::Interface,
+        _ => Element::Either,
+    };
+    let (xml, errors) = xml(host, log, &arguments.name, element)?;
+    written(io::stdout().write_all(xml.as_bytes()))?;
+    all(errors)
+}
 
 /// How a guest is to have a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Element {
+enum Element {
     /// As a `<hostdev>`, and for a VF of a NIC the interface as a comment behind it.
     Either,
     /// As a `<hostdev>`.
@@ -24,7 +50,7 @@ pub enum Element {
 ///
 /// # Errors
 /// There is neither.
-pub fn xml(host: &Host, log: &Log, name: &str, element: Element) -> Result<(String, Vec<Error>)> {
+fn xml(host: &Host, log: &Log, name: &str, element: Element) -> Result<(String, Vec<Error>)> {
     let pools = Pools::load(host);
     match (pools.find(name), name.parse()) {
         (Ok(_), _) if element != Element::Either => Err(Error::new(format!(

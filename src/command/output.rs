@@ -14,12 +14,12 @@ pub(crate) fn written(result: io::Result<()>) -> Result<()> {
     }
 }
 
-/// A standard error that nobody reads is no reason to end.
+/// A standard error that cannot be written to is no reason to end.
 pub(crate) fn complain(line: &dyn Display) {
     let _ = writeln!(io::stderr(), "vfpool: {line}");
 }
 
-/// The last of some failures, after the others were told.
+/// The last of some failures, after the others were printed.
 pub(crate) fn all(mut failures: Vec<Error>) -> Result<()> {
     let last = failures.pop();
     for error in failures {
@@ -28,21 +28,24 @@ pub(crate) fn all(mut failures: Vec<Error>) -> Result<()> {
     last.map_or(Ok(()), Err)
 }
 
-/// What was done; a dry run has told it already.
-pub(crate) fn show(host: &Host, line: &str) {
+/// Prints what was done to a guest, or says whom an error is about. A dry run has printed it already.
+pub(crate) fn done(host: &Host, guest: &str, result: Result<String>) -> Result<()> {
+    let line = result.map_err(|error| error.during(format_args!("guest '{guest}'")))?;
     if !host.is_dry() {
         // A name may hold anything; what is one line stays one.
-        let _ = writeln!(io::stdout(), "{}", one_line(line));
+        let _ = writeln!(io::stdout(), "{}", one_line(&line));
     }
+    Ok(())
 }
 
-/// Without a terminal there is nobody to ask.
+/// Without a terminal, nobody can be asked.
 pub(crate) fn confirm(question: &str, is_forced: bool) -> Result<()> {
     if is_forced {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        return Err(Error::new("a running guest loses a device by this, and there is no terminal to ask; say --force"));
+        let why = "a running guest loses a device by this, and there is no terminal to ask";
+        return Err(Error::new(why).remedy("Use --force to do it without asking"));
     }
     eprint!("{} [y/N] ", one_line(question));
     let mut answer = String::new();

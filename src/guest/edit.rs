@@ -52,7 +52,20 @@ impl Session<'_> {
             return Ok(());
         };
         domain.expect_only(device)?;
-        let (uuid, old) = (&domain.uuid, domain.text_of(device));
+        self.swap(domain, requests, guest_address, &domain.text_of(device), text)
+    }
+
+    /// The same for the element `old`, which need not have a device of its own yet.
+    pub(crate) fn swap(
+        &self,
+        domain: &Domain,
+        requests: &[Request],
+        guest_address: PciAddress,
+        old: &str,
+        text: &str,
+    ) -> Result<(), Failure> {
+        let is_it = |request: &Request| request.guest_address == guest_address;
+        let uuid = &domain.uuid;
         let set_moving = |moving: Option<&str>| {
             let mut requests = requests.to_vec();
             for request in requests.iter_mut().filter(|request| is_it(request)) {
@@ -65,7 +78,7 @@ impl Session<'_> {
         if old.contains("<boot ") && !domain.text().contains(PLACEHOLDER) {
             self.attach_device(uuid, &placeholder(domain))?;
         }
-        let detached = self.detach_device(uuid, &old);
+        let detached = self.detach_device(uuid, old);
         if let Err(Failure::NotThere(_)) = detached {
             // It was just removed or pointed elsewhere; the next run is not to bring it back.
             set_moving(None)?;

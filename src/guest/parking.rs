@@ -16,7 +16,7 @@ use lease::availability::Standing;
 use lease::life::Life;
 use model::address::PciAddress;
 use model::assign::{Want, assign};
-use model::domain::{Domain, Kind, Request};
+use model::domain::{Domain, Kind, NetworkInterface, Request};
 use model::error::{Error, Result};
 use model::text::shell_word;
 use std::cmp::Reverse;
@@ -254,6 +254,11 @@ impl Session<'_> {
                 continue;
             };
             self.expect_requested(guest, &request, text)?;
+            // An adoption was killed before it detached this.
+            let is_there = |interface: &&NetworkInterface| interface.guest_address == Some(request.guest_address);
+            if let Some(old) = domain.network_interfaces().iter().find(is_there) {
+                self.detach_device(&domain.uuid, &old.text)?;
+            }
             self.attach_device(&domain.uuid, text)?;
             self.log.warning(format_args!(
                 "guest '{guest}': its device of pool '{}' is back in its definition, after a move that did not end",

@@ -5,13 +5,15 @@ use crate::session::Session;
 use crate::virsh::{CONFIG, Failure};
 use host::config::pool::Pool;
 use host::libvirt::definitions;
+use host::libvirt::networks::{self, Replaced};
 use host::parked::Parked;
 use host::pci::sysfs;
 use host::queue::Entry;
 use lease::availability::Standing;
 use model::address::PciAddress;
-use model::domain::{Domain, Hostdev, Kind, Request};
+use model::domain::{Domain, Hostdev, Kind, NetworkInterface, Request};
 use model::error::{Error, Result};
+use model::text::shell_word;
 
 /// What is changed; at least one of the two, as virsh has it.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +66,18 @@ impl Session<'_> {
         let pool = self.leases.pools().find(pool)?;
         let _editing = self.editing()?;
         let domain = self.defined(guest)?;
+        let networked = self.networked(&domain, pool, device)?;
+        if let Some((interface, network)) = networked {
+            return self.adopt_networked(&domain, pool, &interface, network.vlan.as_deref(), rom);
+        }
         let device = self.adoptable(&domain, pool, device)?;
+        if domain.text_of(device).contains("<address type='unassigned'/>") {
+            let why = format!("{} is reserved for it, and the guest does not see it", device.address);
+            return Err(Error::new(why).remedy(format!(
+                "Remove <address type='unassigned'/> with `virsh edit {}` if the guest is to have it",
+                shell_word(guest)
+            )));
+        }
         let guest_address = device.guest_address.ok_or_else(|| {
             Error::new(format!(
                 "{} has no PCI address in the guest; `virsh edit` once, so that libvirt gives it one",
@@ -84,6 +97,68 @@ impl Session<'_> {
         }
         let place = format!("{address} (in the guest at {guest_address}{})", self.rom(address, rom));
         Ok(self.done(guest, &format!("{place} is now any device of pool '{}'", pool.name)))
+    }
+
+    /// The interface that the guest has on a network in whose place the pool is used: the one at the given address in
+    /// the guest, else the only one of a guest without PCI devices.
+    fn networked(
+        &self,
+        domain: &Domain,
+        pool: &Pool,
+        wanted: Option<PciAddress>,
+    ) -> Result<Option<(NetworkInterface, Replaced)>> {
+        let has_devices = domain.devices.iter().any(|device| domain.request_for(device).is_none());
+        if wanted.is_none() && has_devices {
+            return Ok(None);
+        }
+        let interfaces = domain.network_interfaces().into_iter();
+        let wanted = interfaces.filter(|interface| wanted.is_none() || interface.guest_address == wanted);
+        let mut found: Vec<(NetworkInterface, Replaced)> = wanted
+            .filter_map(|interface| {
+                let portgroup = interface.portgroup.as_deref();
+                let network = networks::replaced(self.host, &interface.network, portgroup, pool)?;
+                Some((interface, network))
+            })
+            .collect();
+        if found.len() > 1 {
+            let addresses = found.iter().filter_map(|(interface, _)| interface.guest_address);
+            let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+            let why = format!("it has several interfaces on such networks (in the guest at {})", addresses.join(", "));
+            return Err(Error::new(why).remedy("Name one by that address after the pool"));
+        }
+        Ok(found.pop())
+    }
+
+    /// Replaces an interface on libvirt's network by one with a device of the pool: MAC address, address in the guest
+    /// and all else stay, and what the network itself says of VLANs goes with it.
+    fn adopt_networked(
+        &self,
+        domain: &Domain,
+        pool: &Pool,
+        interface: &NetworkInterface,
+        vlan: Option<&str>,
+        rom: Rom,
+    ) -> Result<String> {
+        let (guest, network) = (&domain.name, &interface.network);
+        let guest_address = interface.guest_address.ok_or_else(|| {
+            Error::new(format!("its interface on network '{network}' has no PCI address in the guest"))
+        })?;
+        let address = self.any_member(guest, domain, pool)?;
+        let more = if rom == Rom::Off { "<rom bar='off'/>" } else { "" };
+        let text = interface.on_device(address, pool.managed, vlan, more);
+        let mut requests = domain.requests.clone();
+        requests.push(Request { pool: pool.name.clone(), guest_address, moving: None });
+        self.wake(guest);
+        self.swap(domain, &requests, guest_address, &interface.text, &text)?;
+        Ok(self.done(
+            guest,
+            &format!(
+                "its interface on network '{network}' (in the guest at {guest_address}{}) is now any device of pool \
+                 '{}'",
+                self.rom(address, rom),
+                pool.name
+            ),
+        ))
     }
 
     fn adoptable<'d>(&self, domain: &'d Domain, pool: &Pool, wanted: Option<PciAddress>) -> Result<&'d Hostdev> {

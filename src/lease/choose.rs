@@ -4,7 +4,7 @@
 use crate::availability::Standing;
 use crate::life::reservation;
 use crate::records::Turn;
-use crate::refusal;
+use crate::refusal::{self, NAMED};
 use crate::view::View;
 use crate::{Caller, Leases};
 use host::config::pool::Pool;
@@ -148,7 +148,11 @@ impl Leases<'_> {
     /// A request whose device is just being moved must not start without it. One whose device somebody took out of the
     /// definition asks for nothing any more, and is told of.
     pub(super) fn expect_all_devices(&self, domain: &Domain) -> Result<()> {
-        refusal::missing_devices(domain)?.iter().for_each(|warning| self.log.warning(warning));
+        let warnings = refusal::missing_devices(domain)?;
+        warnings.iter().take(NAMED).for_each(|warning| self.log.warning(warning));
+        if let more @ 1.. = warnings.len().saturating_sub(NAMED) {
+            self.log.warning(format_args!("guest '{}': {more} more requests without a device", domain.name));
+        }
         Ok(())
     }
 

@@ -4,6 +4,8 @@ use crate::Leases;
 use crate::availability::Standing;
 use crate::view::View;
 use host::config::pool::{OnBusy, Pool};
+use host::libvirt::definitions;
+use host::parked::Parked;
 use host::queue::Entry;
 use model::address::PciAddress;
 use model::domain::{Assigned, Domain};
@@ -13,7 +15,7 @@ use model::text::shell_word;
 use std::collections::BTreeMap;
 
 /// So many holders are named in a message; a line has to be read.
-const NAMED: usize = 8;
+pub(crate) const NAMED: usize = 8;
 
 impl Leases<'_> {
     /// Puts a refusal into words. Of a pooled device it tells how the pool stands. Beside the words: what the reconciler is
@@ -40,6 +42,12 @@ impl Leases<'_> {
             return (words, entries);
         };
         let then = match pool.on_busy {
+            // Neither parking nor `vfpool start` reaches a guest that exists only in the XML of its next start.
+            _ if !self.is_defined(guest) => {
+                "libvirt keeps no definition of this guest that could be pointed at it: pass its XML through vfpool \
+                 rewrite before virsh create"
+                    .to_owned()
+            }
             OnBusy::Refuse => {
                 format!(
                     "it will be pointed at a free one: start it again in a moment, or run `vfpool start {}`",
@@ -54,6 +62,11 @@ impl Leases<'_> {
         // What to do about one certain device does not fit where any of a pool will do.
         let words = Error::new(why.reason()).remedy(format!("{free} of pool '{name}' is free, and {then}"));
         (words, entries)
+    }
+
+    /// Whether libvirt keeps a definition of the guest. Other tools may keep a file of theirs at the same place.
+    fn is_defined(&self, guest: &str) -> bool {
+        definitions::path(self.host, guest).exists() && !Parked::load(self.host).is_unknown(guest)
     }
 }
 

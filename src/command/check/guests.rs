@@ -3,6 +3,7 @@
 use super::pools::beside;
 use super::{Context, Finding, Id, Severity};
 use host::libvirt::{definitions, runtime};
+use host::parked::Parked;
 use host::pci::sysfs;
 use model::domain::{Domain, Request};
 use model::error::{Error, Result};
@@ -18,7 +19,9 @@ impl Context<'_> {
             Err(error) => return vec![Finding::error(Id::Guest, Severity::Failure, &error)],
         };
         let mut findings = Vec::new();
-        for guest in names {
+        let parked = Parked::load(self.host);
+        // Other tools keep files there, too.
+        for guest in names.into_iter().filter(|name| !parked.is_unknown(name)) {
             let found = self.guest(&guest);
             findings.extend(found.unwrap_or_else(|error| vec![unreadable(&guest, &error)]));
         }

@@ -10,6 +10,7 @@ mod install;
 mod platform;
 mod pools;
 
+use crate::output;
 use anstyle::{AnsiColor, Style};
 use host::config::pool::Pools;
 use host::config::settings;
@@ -28,6 +29,7 @@ use serde::Serialize;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::ExitCode;
 use std::{fmt, fs};
 
 /// What was found on a host.
@@ -260,6 +262,30 @@ impl Context<'_> {
         let settings = self.host.settings();
         format!("{}, or allow it with <allow address='{device}'/> in {}", need.remedy(), settings.display())
     }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// As one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(host: &Host, log: &Log, arguments: &Arguments) -> Result<ExitCode> {
+    let report = Report::of(host, log);
+    // Removes the colours where no terminal wants them.
+    let mut out = anstream::stdout().lock();
+    let written = if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else {
+        report.write(&mut out)
+    };
+    output::written(written)?;
+    Ok(match report.state {
+        Severity::Ok | Severity::Note => ExitCode::SUCCESS,
+        Severity::Warning => ExitCode::from(3),
+        Severity::Failure => ExitCode::FAILURE,
+    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ mod device;
 mod guest;
 mod text;
 
+use crate::output::written;
 use host::libvirt::{definitions, runtime};
+use host::log::Log;
 use host::paths::Host;
 use host::pci::{bind, ports};
 use lease::view::View;
@@ -20,6 +22,7 @@ use model::text::{one_line, shell_word};
 use nix::errno::Errno;
 use serde::Serialize;
 use std::fs;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// The answer, as `--json` shows it. Values that do not exist are left out.
@@ -471,4 +474,22 @@ fn at_stop<'a>(devices: impl DoubleEndedIterator<Item = &'a HeldDevice>, managed
         }
     }
     actions
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// A device, as 0000:01:10.2, 01:10.2, pci_0000_01_10_2 or its network interface; or a guest
+    name: String,
+    /// Treat NAME as a guest even if a device has the same name
+    #[arg(long)]
+    guest: bool,
+    /// As one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(host: &Host, log: &Log, arguments: &Arguments) -> Result<()> {
+    let explained = explain(host, &Leases::new(host, log), &arguments.name, arguments.guest)?;
+    let text = if arguments.json { explained.json()? } else { explained.text() };
+    written(io::stdout().write_all(text.as_bytes()))
 }

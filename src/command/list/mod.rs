@@ -7,6 +7,7 @@
 mod text;
 mod watch;
 
+use crate::output;
 use host::config::pool::{Pf, PfName, Pool, Pools, Vfs};
 use host::config::settings;
 use host::log::Log;
@@ -24,7 +25,7 @@ use model::settings::Settings;
 use serde::Serialize;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-pub use watch::watch;
+use std::io::{self, IsTerminal, Write};
 
 /// A host's devices at one moment.
 #[derive(Debug, Serialize)]
@@ -532,5 +533,56 @@ impl View<'_> {
             groups.rotate_left(1);
         }
         Ok(groups)
+    }
+}
+
+#[derive(clap::Args)]
+#[allow(clippy::struct_excessive_bools)] // what to look at, and how to show it
+pub(crate) struct Arguments {
+    /// Only these pools
+    pool: Vec<String>,
+    /// Group by IOMMU group, showing all members
+    #[arg(long)]
+    groups: bool,
+    /// Show it again every 2 seconds, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["json", "metrics"])]
+    watch: bool,
+    /// As one JSON document
+    #[arg(long, conflicts_with = "metrics")]
+    json: bool,
+    /// Counts for node_exporter's textfile collector, in Prometheus' text format
+    #[arg(long, conflicts_with_all = ["groups", "pool"])]
+    metrics: bool,
+}
+
+pub(crate) fn run(host: &Host, log: &Log, arguments: &Arguments) -> Result<()> {
+    let Arguments { pool, groups, watch: is_watch, json, metrics } = arguments;
+    let gather = || Listing::gather(host, log, &Filter { pools: pool, groups: *groups });
+    let is_plain = anstream::AutoStream::choice(&io::stdout()) == anstream::ColorChoice::Never;
+    let tree = |listing: &Listing| {
+        let text = listing.to_string();
+        if is_plain { anstream::adapter::strip_str(&text).to_string() } else { text }
+    };
+    if *is_watch {
+        let draw = || match gather() {
+            Ok(listing) => listing.errors.iter().fold(tree(&listing), |text, error| format!("{text}vfpool: {error}\n")),
+            Err(error) => format!("vfpool: {error}\n"),
+        };
+        return watch::watch(draw, io::stdout().is_terminal(), &mut io::stdout());
+    }
+    let listing = gather()?;
+    let text = match (json, metrics) {
+        (true, _) => listing.json()?,
+        (_, true) => listing.metrics(),
+        _ => tree(&listing),
+    };
+    output::written(io::stdout().write_all(text.as_bytes()))?;
+    match output::all(listing.errors) {
+        // The metrics count them, so the file that they are written to is to be used.
+        Err(error) if *metrics => {
+            output::complain(&error);
+            Ok(())
+        }
+        result => result,
     }
 }

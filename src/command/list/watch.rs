@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 const PAUSE: u16 = 2000;
 
 /// Writes what `draw` makes every 2 seconds, on a terminal in place of what was there. Ends with Ctrl-C, or with the reader.
-pub fn watch(mut draw: impl FnMut() -> String, is_terminal: bool, out: &mut dyn Write) -> Result<()> {
+pub(super) fn watch(mut draw: impl FnMut() -> String, is_terminal: bool, out: &mut dyn Write) -> Result<()> {
     let mut interrupt = SigSet::empty();
     interrupt.add(Signal::SIGINT);
     let cannot = |errno: nix::Error| Error::new(format!("Cannot wait for Ctrl-C: {errno}"));

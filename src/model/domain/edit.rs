@@ -89,7 +89,7 @@ impl Source {
     }
 }
 
-fn splice(text: &[u8], mut edits: Vec<(Range<usize>, String)>) -> Vec<u8> {
+pub(super) fn splice(text: &[u8], mut edits: Vec<(Range<usize>, String)>) -> Vec<u8> {
     edits.sort_by_key(|(range, _)| range.start);
     let mut spliced = Vec::with_capacity(text.len() + 16);
     let mut done = 0;

@@ -6,12 +6,14 @@
 //! Source: libvirt `docs/formatdomain.rst`, "Host device assignment", "NVMe disks", "General metadata".
 
 mod edit;
+mod networks;
 mod parse;
 
 use crate::address::PciAddress;
 use crate::error::{Error, Result};
 use edit::Source;
 pub use edit::request_text;
+pub use networks::NetworkInterface;
 pub use parse::libvirt_number;
 use std::io::Read;
 use std::ops::Range;

@@ -98,7 +98,7 @@ struct Open {
 }
 
 /// Depth of a device's element in `/domain/devices/hostdev`, and of ours in `/domain/metadata/vfpool:request`.
-const DEVICE: usize = 3;
+pub(super) const DEVICE: usize = 3;
 
 impl Walk<'_> {
     fn enter(&mut self, element: &BytesStart, is_ours: bool, tag: &Range<usize>) -> Result<()> {

@@ -871,7 +871,7 @@ fn networks_of_libvirt_with_the_same_devices() {
         format!(
             "warning network: libvirt's network 'it's' and pool 'net' both have VFs of the PF eth3, so a guest of one \
              may get what a guest of the other is to have | /etc/libvirt/qemu/networks | Use the pool in the network's \
-             place and run `{command}`, or take VFs of the PF eth3 out of /etc/vfpool/pools.d/net.xml"
+             place and run `{command}`, or remove VFs of the PF eth3 from /etc/vfpool/pools.d/net.xml"
         )
     };
     let undefine = r"virsh net-undefine 'it'\''s'";

@@ -65,8 +65,10 @@ fn a_device_is_plugged_and_unplugged() {
     host.hook("web", "reconnect", &live(&host, "web")).run().ok();
     has(&host, "web", &[vf(1)]);
     host.virsh_trace();
-    host.vfpool(&["detach", "web", "net", "--live"])
-        .refused("guest 'web': a running guest loses a device by this, and there is no terminal to ask; say --force");
+    host.vfpool(&["detach", "web", "net", "--live"]).refused(
+        "guest 'web': a running guest loses a device by this, and there is no terminal to ask. Use --force to do it \
+         without asking",
+    );
     assert_eq!(host.virsh_trace(), ["dumpxml web"]);
     assert_eq!(
         done(host.vfpool(&["detach", "web", "net", "--live", "--force"])),

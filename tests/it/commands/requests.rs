@@ -92,6 +92,16 @@ fn what_cannot_be_adopted_is_told() {
         assert_eq!((host.definition("web"), host.virsh_trace()), (xml, vec![]), "{reason}");
     }
     let host = Host::with_vfs(2);
+    let hidden = hostdev_at(&vf(0), 0, "").replace(
+        "<address type='pci' domain='0x0000' bus='0x00' slot='0x05' function='0x0'/>",
+        "<address type='unassigned'/>",
+    );
+    host.define("web", &definition("web", &[], &[hidden]));
+    host.vfpool(&["adopt", "web", "net"]).refused(
+        "guest 'web': 0000:01:10.0 is reserved for it, and the guest does not see it. Remove <address \
+         type='unassigned'/> with `virsh edit web` if the guest is to have it",
+    );
+    std::fs::remove_file(host.path("etc/libvirt/qemu/web.xml")).unwrap();
     host.vfpool(&["adopt", "web", "net"]).refused_saying(&["guest 'web': no guest 'web' is defined on this host"]);
     host.vfpool(&["adopt", "web", "lan"]).refused_saying(&["guest 'web': There is no pool 'lan': "]);
     assert_eq!(host.vfpool(&["adopt", "web", "net", "1:2"]).code, Some(2));
@@ -266,6 +276,77 @@ fn an_adoption_that_was_killed_is_ended_by_the_next_run() {
             let asked_only = definition("web", &[("net", 0)], std::slice::from_ref(&device));
             let plain = definition("web", &[], std::slice::from_ref(&device));
             assert!([asked, asked_only, plain].contains(&xml), "{fault} at {number}: {xml}");
+        }
+    }
+}
+
+/// A host whose network `lan` has the VFs of the pool `net`, with a VLAN; `web` has an interface on it.
+fn networked() -> (Host, String) {
+    let host = Host::with_vfs(2);
+    host.put(
+        "etc/libvirt/qemu/networks/lan.xml",
+        "<network><name>lan</name><forward mode='hostdev' managed='yes'><pf dev='eth3'/></forward><vlan><tag \
+         id='42'/></vlan></network>",
+    );
+    let nic = interface_at(&vf(0), 0);
+    let (start, end) = (nic.find("      <source>").unwrap(), nic.find("</source>\n").unwrap() + "</source>\n".len());
+    let nic = format!("{}      <source network='lan'/>\n{}", &nic[..start], &nic[end..]);
+    let (start, end) = (nic.find("      <vlan>").unwrap(), nic.find("</vlan>\n").unwrap() + "</vlan>\n".len());
+    let nic = format!("{}{}", &nic[..start], &nic[end..]);
+    let nic = nic.replace("type='hostdev' managed='yes'", "type='network'");
+    host.define("web", &definition("web", &[], &[nic]));
+    let xml = host.definition("web");
+    (host, xml)
+}
+
+#[track_caller]
+fn has_moved_over(host: &Host, when: &str) {
+    let xml = host.definition("web");
+    assert_eq!(host.points_at("web").len(), 1, "{when}: {xml}");
+    for kept in ["52:54:00:aa:00:00", "<tag id='42'/>", "slot='0x05'", "ua-net0", "vfpool:device pool=\"net\""] {
+        assert!(xml.contains(kept), "{when}: {kept}: {xml}");
+    }
+    assert!(!xml.contains("type='network'") && !xml.contains("&lt;"), "{when}: {xml}");
+}
+
+#[test]
+fn an_interface_on_a_network_in_whose_place_the_pool_is_used_is_adopted() {
+    let (host, _) = networked();
+    let outcome = host.vfpool(&["adopt", "web", "net"]);
+    assert_eq!(
+        outcome.stdout,
+        "guest 'web': its interface on network 'lan' (in the guest at 0000:00:05.0) is now any device of pool 'net'\n",
+        "{}",
+        outcome.stderr
+    );
+    host.reconcile().ok();
+    has_moved_over(&host, "adopted");
+    host.runs("web");
+    // `check` says so for each guest that still uses the network.
+    let (host, _) = networked();
+    let check = host.vfpool(&["check", "--json"]).stdout;
+    assert!(check.contains("run `vfpool adopt web net && virsh net-undefine lan`"), "{check}");
+    // Another network's interface is none of the pool's.
+    let (host, xml) = networked();
+    host.define("web", &xml.replace("network='lan'", "network='default'"));
+    host.vfpool(&["adopt", "web", "net"]).refused("guest 'web': it has no PCI device. Add one with `vfpool attach`");
+}
+
+#[test]
+fn an_adoption_of_an_interface_that_was_killed_is_ended_by_the_next_run() {
+    for number in 1..=3 {
+        for fault in ["killed", "kills"] {
+            let when = format!("{fault} at {number}");
+            let (host, before) = networked();
+            host.virsh_faults(&format!("{number} {fault}"));
+            assert_eq!(host.vfpool(&["adopt", "web", "net"]).code, None, "{when}");
+            host.virsh_faults("");
+            host.reconcile().ok();
+            if (number, fault) == (1, "killed") {
+                assert_eq!(host.definition("web"), before, "{when}");
+            } else {
+                has_moved_over(&host, &when);
+            }
         }
     }
 }

@@ -71,6 +71,7 @@ fn a_device_that_cannot_be_had_is_refused_with_the_holder_and_the_way_out() {
         let _ = fs::remove_dir_all(host.path("run/vfpool/queue"));
         let root = host.path("").display().to_string();
         let reason = reason.replace("AGAIN", AGAIN).replace("ROOT/", &root);
+        host.define("web", &xml);
         prepare_as_foretold(&host.guest_of("web", &xml)).refused(&format!("guest 'web': {reason}"));
         assert_eq!(host.queue(), ["refused web"], "{what}: parked anew");
         host.release("web", &xml).ok_silently();
@@ -86,6 +87,42 @@ fn a_device_that_cannot_be_had_is_refused_with_the_holder_and_the_way_out() {
         "vf",
     ]);
     host.prepare("web", &asking("web", &vf(0))).ok();
+}
+
+#[test]
+fn a_guest_without_a_definition_gets_words_that_hold_for_it() {
+    for on_busy in ["", " on-busy='restart'"] {
+        let host = Host::with_vfs(2);
+        host.put(
+            "etc/vfpool/pools.d/net.xml",
+            format!(
+                "<pool{on_busy}><name>net</name><forward mode='hostdev' managed='yes'><pf dev='eth3'/></forward></pool>"
+            ),
+        );
+        has(&host, "db", 0);
+        let xml = asking("web", &vf(0));
+        host.prepare("web", &xml).refused(
+            "guest 'web': 0000:01:10.0 is not free: guest 'db' has it. 0000:01:10.1 of pool 'net' is free, and libvirt \
+             keeps no definition of this guest that could be pointed at it: pass its XML through vfpool rewrite before \
+             virsh create",
+        );
+        host.release("web", &xml).ok();
+        assert!(!host.queue().contains(&"restart web".to_owned()), "nothing could be started again");
+        // That works.
+        let now = host.vfpool_with(&["rewrite"], xml.as_bytes()).run();
+        assert_eq!(now.code, Some(0), "{}", now.stderr);
+        host.prepare("web", &now.stdout).ok();
+        assert_eq!(host.recorded("claims"), [vf(0), vf(1)]);
+    }
+}
+
+#[test]
+fn requests_without_devices_do_not_flood_the_log() {
+    let host = Host::with_vfs(1);
+    let requests: Vec<(&str, usize)> = (1..20).map(|number| ("net", number)).collect();
+    let outcome = host.prepare("web", &definition("web", &requests, &[])).ok();
+    assert_eq!(outcome.stderr.lines().count(), 9, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("guest 'web': 11 more requests without a device"), "{}", outcome.stderr);
 }
 
 #[test]
@@ -133,6 +170,7 @@ fn who_uses_a_device_without_a_lease_has_it() {
     host.move_to(&vf(0), Some("vfio-pci"));
     host.qemu_runs("app", 5000);
     host.opens_group(5000, group(0));
+    host.define("web", &asking("web", &vf(0)));
     host.prepare("web", &asking("web", &vf(0))).refused(&format!(
         "guest 'web': 0000:01:10.0 is not free: process 5000 (qemu-kvm) uses it through VFIO. 0000:01:10.1 of pool \
          'net' is free, {AGAIN}"

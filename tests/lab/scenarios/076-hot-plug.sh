@@ -30,7 +30,7 @@ vfpool reconcile
 grep -q "$vf" "$leases/g1" || fail "the lease has lost $vf"
 
 # Without a terminal there is no one to ask. A guest that does not answer in time keeps the VF.
-expect_fails 'there is no terminal to ask; say --force' vfpool detach g1 passthrough --live </dev/null
+expect_fails 'there is no terminal to ask. Use --force' vfpool detach g1 passthrough --live </dev/null
 echo '<host><deadline seconds="20"/></host>' >/etc/vfpool/host.xml
 expect_fails "it has not let go of $vf within 20 s" vfpool detach g1 passthrough --live --force
 grep -q "$vf" "$leases/g1" || fail "the lease has lost $vf"

@@ -49,7 +49,7 @@ unchanged 0 'parked at' vfpool reconcile --dry-run
 # Wrong usage.
 unchanged 1 "no guest 'no' is defined on this host" vfpool attach no passthrough --live
 unchanged 1 "There is no pool 'no'" vfpool attach g1 no --live --config
-unchanged 1 'it does not run; say --config instead of --live' vfpool attach g2 passthrough --live
+unchanged 1 'it is not running. Use --config instead of --live' vfpool attach g2 passthrough --live
 unchanged 1 "it has no such device of pool 'passthrough' now" vfpool detach g1 passthrough 77:00.0 --live --force
 unchanged 1 'it runs (QEMU is process' vfpool release g1 --force
 unchanged 1 "guest 'g2': it is being started by libvirtd" vfpool release g2
