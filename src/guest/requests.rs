@@ -100,15 +100,15 @@ impl Session<'_> {
     }
 
     /// The interface that the guest has on a network in whose place the pool is used: the one at the given address in
-    /// the guest, else the only one of a guest without PCI devices.
+    /// the guest, else the only one. Fixed devices come first: the one with this address on the host, else any.
     fn networked(
         &self,
         domain: &Domain,
         pool: &Pool,
         wanted: Option<PciAddress>,
     ) -> Result<Option<(NetworkInterface, Replaced)>> {
-        let has_devices = domain.devices.iter().any(|device| domain.request_for(device).is_none());
-        if wanted.is_none() && has_devices {
+        let mut fixed = domain.devices.iter().filter(|device| domain.request_for(device).is_none());
+        if fixed.any(|device| wanted.is_none_or(|wanted| device.address == wanted)) {
             return Ok(None);
         }
         let interfaces = domain.network_interfaces().into_iter();

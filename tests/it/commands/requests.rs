@@ -326,6 +326,15 @@ fn an_interface_on_a_network_in_whose_place_the_pool_is_used_is_adopted() {
     let (host, _) = networked();
     let check = host.vfpool(&["check", "--json"]).stdout;
     assert!(check.contains("run `vfpool adopt web net && virsh net-undefine lan`"), "{check}");
+    // Its address in the guest may be the one of another device on the host.
+    let (host, xml) = networked();
+    let (start, end) = xml.split_at(xml.find("  </devices>").unwrap());
+    host.define("web", &format!("{start}{}{end}", hostdev_at("0000:00:05.0", 1, "")));
+    assert_eq!(
+        host.vfpool(&["adopt", "web", "net", "00:05.0"]).stdout,
+        "guest 'web': 0000:00:05.0 (in the guest at 0000:00:06.0) is now any device of pool 'net'\n"
+    );
+    assert!(host.definition("web").contains("type='network'"));
     // Another network's interface is none of the pool's.
     let (host, xml) = networked();
     host.define("web", &xml.replace("network='lan'", "network='default'"));

@@ -17,4 +17,4 @@ vfpool setup
 expect_ready 01:00.0 3
 remove_guest web
 pool net "<pf address='01:00.0' vfs='8'/>"
-expect_fails "Cannot make 8 VFs of 0000:01:00.0: it can have 7" vfpool setup
+expect_fails "Cannot bring 0000:01:00.0 from 3 to 8 VFs (<pf address='01:00.0' vfs='8'> in /etc/vfpool/pools.d/net.xml line 4): it can have 7" vfpool setup
