@@ -528,6 +528,7 @@ fn udev_leaves_to_the_unit_what_it_should_not_do() {
 
 /// What a PF's own driver answers, what is done then, and that a second run leaves alone what it cannot change.
 #[test]
+#[allow(clippy::too_many_lines)] // a table
 fn what_drivers_answer() {
     /// A situation: the driver's answers, faults, the pool's line, how many VFs there are, how many there are then, the
     /// exit status, what is said, and what the second run ends with.
@@ -648,8 +649,8 @@ fn what_drivers_answer() {
         }
         assert_eq!(attribute(&host, PF, "sriov_numvfs"), after.to_string(), "{case}");
         // Nothing says more than was read back.
-        let logged = outcome.stderr.lines().filter_map(|line| line.split_once(" VFs -> "));
-        let last = logged.last().map(|(_, rest)| rest.starts_with(&after.to_string()));
+        let mut logged = outcome.stderr.lines().filter_map(|line| line.split_once(" VFs -> "));
+        let last = logged.next_back().map(|(_, rest)| rest.starts_with(&after.to_string()));
         assert!(last != Some(false), "{case}: {}", outcome.stderr);
         assert_eq!(drivers(&host), vec!["vfio-pci"; after], "{case}");
         if again == 0 {
