@@ -4,6 +4,10 @@
 set -euo pipefail
 
 hook=/etc/libvirt/hooks/qemu
+trap 'mv $hook.aside $hook; systemctl start vfpool-reconcile.path vfpool-definitions.path' EXIT
+# Otherwise a run of the reconciler may reattach the sibling before the event that is tested here.
+systemctl stop vfpool-reconcile.path vfpool-definitions.path
+wait_until 30 eval '! systemctl --quiet is-active vfpool-reconcile.service'
 mv $hook $hook.aside
 cat >$hook <<'END'
 #!/bin/bash
@@ -43,6 +47,5 @@ kill_in_prepare
 vfpool reconcile
 expect_driver 02:00.1 e1000e
 
-mv $hook.aside $hook
 remove_guest demo
 remove_guest other
