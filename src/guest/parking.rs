@@ -222,7 +222,7 @@ impl Session<'_> {
         let (members, mut errors) = pool.members(&view.pci);
         let mut free = Vec::new();
         for address in members {
-            match view.standing(None, address) {
+            match view.standing(None, &pool.assigned(address)) {
                 Ok(Standing::Free) => free.push(address),
                 Ok(_) => {}
                 Err(error) => errors.push(error),

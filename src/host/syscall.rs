@@ -11,10 +11,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2};
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2};
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// Makes the system calls of `call` in a child process and waits for them at most `limit`.
@@ -24,11 +24,22 @@ use std::time::{Duration, Instant};
 /// # Errors
 /// What `call` returned, or `TimedOut`: then the call may still happen at any later time.
 pub fn within(limit: Duration, call: impl FnOnce() -> nix::Result<()>) -> io::Result<()> {
-    let null = File::options().read(true).write(true).open("/dev/null")?;
     let (ended, alive) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let child = begin(call)?;
+    drop(alive);
+    if !ended_within(&ended, limit)? {
+        let _ = kill(child, Signal::SIGKILL);
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    outcome(child)
+}
+
+/// A child process that makes the system calls of `call` and ends with what it returned.
+fn begin(call: impl FnOnce() -> nix::Result<()>) -> io::Result<Pid> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
     // SAFETY: the child makes async-signal-safe system calls only, and leaves by _exit without running any destructor.
     #[allow(unsafe_code)]
-    let child = match unsafe { fork() }? {
+    match unsafe { fork() }? {
         ForkResult::Child => {
             let result = dup2_stdin(&null)
                 .and_then(|()| dup2_stdout(&null))
@@ -39,13 +50,35 @@ pub fn within(limit: Duration, call: impl FnOnce() -> nix::Result<()>) -> io::Re
             // SAFETY: _exit is always safe to call.
             unsafe { nix::libc::_exit(code) }
         }
-        ForkResult::Parent { child } => child,
-    };
-    drop(alive);
-    if !ended_within(&ended, limit)? {
-        let _ = kill(child, Signal::SIGKILL);
-        return Err(io::ErrorKind::TimedOut.into());
+        ForkResult::Parent { child } => Ok(child),
     }
+}
+
+/// What `call` writes into its pipe, in a child process as with [`within`]: for what has to read from where the kernel may hang.
+///
+/// # Errors
+/// What `call` returned, or `TimedOut`.
+pub fn read_within(limit: Duration, call: impl FnOnce(BorrowedFd) -> nix::Result<()>) -> io::Result<Vec<u8>> {
+    let begun = Instant::now();
+    let (from, into) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let child = begin(|| call(into.as_fd()))?;
+    drop(into);
+    let mut from = File::from(from);
+    let (mut found, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        if !ended_within(&from, limit.saturating_sub(begun.elapsed()))? {
+            let _ = kill(child, Signal::SIGKILL);
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match from.read(&mut buffer)? {
+            0 => break,
+            length => found.extend_from_slice(&buffer[..length]),
+        }
+    }
+    outcome(child).map(|()| found)
+}
+
+fn outcome(child: Pid) -> io::Result<()> {
     match waitpid(child, None)? {
         WaitStatus::Exited(_, 0) => Ok(()),
         WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
@@ -66,7 +99,7 @@ fn close_what_programs_get() {
     }
 }
 
-/// Whether the other end of the pipe, which only the child holds, was closed before the limit was over.
+/// Whether the other end of the pipe, which only the child holds, was closed or written to before the limit was over.
 fn ended_within(pipe: &impl AsFd, limit: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + limit;
     loop {
@@ -88,6 +121,19 @@ mod tests {
         let limit = Duration::from_secs(5);
         assert!(within(limit, || Ok(())).is_ok());
         assert_eq!(within(limit, || Err(Errno::EBUSY)).unwrap_err().raw_os_error(), Some(Errno::EBUSY as i32));
+    }
+
+    #[test]
+    fn tells_what_the_call_has_read() {
+        let limit = Duration::from_secs(5);
+        let read = read_within(limit, |into| (0..5000).try_for_each(|_| nix::unistd::write(into, &[7; 32]).map(drop)));
+        assert_eq!(read.unwrap(), vec![7; 160_000]);
+        assert_eq!(read_within(limit, |_| Err(Errno::EPERM)).unwrap_err().raw_os_error(), Some(Errno::EPERM as i32));
+        let hangs = read_within(Duration::from_millis(50), |_| {
+            std::thread::sleep(Duration::from_secs(60));
+            Ok(())
+        });
+        assert_eq!(hangs.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

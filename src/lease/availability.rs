@@ -1,5 +1,5 @@
 //! Whether a guest could have a device right now, and who has it if not: the question of everything that chooses among the
-//! members of a pool.
+//! members of a pool, and of every view of the host's devices. Answered by the decision about a start itself, [`plan`].
 //!
 //! Asked without a lock, so the answer is good advice and no more: what decides is the claim, taken under the lock.
 
@@ -8,9 +8,11 @@ use host::config::pool::Pool;
 use host::pci::sysfs::PciView;
 use model::address::PciAddress;
 use model::device::PciDevice;
-use model::error::Result;
-use model::host_use::HostUse;
-use model::lease::LeaseState;
+use model::domain::Assigned;
+use model::error::{Error, Result};
+use model::lease::{LeaseState, Role};
+use model::plan::{Answer, Cause, Function, Owner, OwnerState, Refusal, Scene, plan};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// How a device stands for one guest.
@@ -18,15 +20,20 @@ use std::fmt;
 pub enum Standing {
     /// It could be taken now.
     Free,
-    /// There is no such device, or none that a guest could have.
+    /// There is no such device.
     Missing,
+    /// No guest could have it, whatever else is stopped.
+    Unusable {
+        /// The reason.
+        why: String,
+    },
     /// Another guest has it, or a device of its IOMMU group.
     Leased {
         /// The other guest.
         guest: String,
     },
-    /// Somebody of whom no lease tells, or the host itself, uses it or a device of its group.
-    Needed {
+    /// A user without a lease, or the host itself, uses it or a device of its group.
+    InUse {
         /// Who or what.
         by: String,
     },
@@ -37,56 +44,122 @@ impl fmt::Display for Standing {
         match self {
             Self::Free => f.write_str("free"),
             Self::Missing => f.write_str("missing"),
+            Self::Unusable { why } => f.write_str(why),
             Self::Leased { guest } => write!(f, "guest '{guest}'"),
-            Self::Needed { by } => f.write_str(by),
+            Self::InUse { by } => f.write_str(by),
         }
     }
 }
 
 impl View<'_> {
-    /// How a device stands for this guest; for one that is only thought of, without a guest.
-    pub fn standing(&self, guest: Option<&str>, address: PciAddress) -> Result<Standing> {
-        let Some(device) = self.pci.identity(address)? else { return Ok(Standing::Missing) };
-        let Some(group) = device.group.filter(|_| device.is_endpoint()) else { return Ok(Standing::Missing) };
-        for member in self.pci.group_members(group)? {
-            let Some(member) = self.pci.identity(member)?.filter(|member| !member.is_bridge()) else { continue };
-            if let Some(standing) = self.standing_of_member(guest, &member)? {
-                return Ok(standing);
-            }
+    /// How a device stands for this guest, or for one that is only thought of: as a start with this device alone would
+    /// find it.
+    pub fn standing(&self, guest: Option<&str>, wanted: &Assigned) -> Result<Standing> {
+        let Some(refusal) = self.refusal(guest, std::slice::from_ref(wanted))? else { return Ok(Standing::Free) };
+        match refusal.cause {
+            Cause::Guest(guest) => Ok(Standing::Leased { guest }),
+            Cause::InUse(found) => Ok(Standing::InUse { by: found.to_string() }),
+            Cause::Missing => Ok(Standing::Missing),
+            Cause::Unusable => Ok(Standing::Unusable { why: refusal.why.reason().to_owned() }),
+            Cause::Other => Err(refusal.why),
         }
-        Ok(Standing::Free)
     }
 
-    /// Why a device keeps this guest from its IOMMU group, if it does.
-    pub fn standing_of_member(&self, guest: Option<&str>, member: &PciDevice) -> Result<Option<Standing>> {
-        match self.owner(member.address)? {
-            Some(owner) if Some(owner.as_str()) == guest => return Ok(None),
-            Some(owner) => {
-                let has_it = match self.lease(&owner).ok().flatten() {
-                    // Until a guest that is gone has given it back, it is nobody else's.
-                    Some(lease) => {
-                        let is_over = lease.state == LeaseState::Reserved && !self.is_in_use(&owner, &lease);
-                        lease.held(member.address).is_some() && !is_over
-                    }
-                    None => self.is_running(&owner),
-                };
-                if has_it {
-                    return Ok(Some(Standing::Leased { guest: owner }));
+    /// Why a start with these devices would be refused, if it would: the hook's own decision, on what can be read without
+    /// waiting for any driver.
+    pub fn refusal(&self, guest: Option<&str>, assigned: &[Assigned]) -> Result<Option<Refusal>> {
+        let mut scene = Scene {
+            assigned,
+            functions: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            uses: BTreeMap::new(),
+            platform: BTreeMap::new(),
+            iommu_is_on: true,
+            settings: self.settings,
+            not_members: &BTreeMap::new(),
+            settings_error: None,
+        };
+        self.look_around(guest, &mut scene)?;
+        loop {
+            match plan(&scene) {
+                Ok(Answer::Take(_)) => return Ok(None),
+                Ok(Answer::FindUses(addresses)) => scene.uses.extend(self.host_uses(addresses)?),
+                // For this reading, what a gone guest has left is still its.
+                Ok(Answer::Recover(guest)) => {
+                    let why = Error::new(format!("guest '{guest}' has it"));
+                    return Ok(Some(Refusal { why, device: None, cause: Cause::Guest(guest) }));
                 }
+                Err(refusal) => return Ok(Some(refusal)),
             }
-            None => {}
         }
-        let asks = member.in_vfio_use || member.on_host_driver() && !self.settings.allows(member.address);
-        if !asks {
+    }
+
+    /// The functions that a start could touch. Asks nothing of their drivers, which may hang.
+    fn look_around(&self, guest: Option<&str>, scene: &mut Scene) -> Result<()> {
+        let mut open: Vec<PciAddress> = scene.assigned.iter().map(|device| device.address).collect();
+        let is_wanted = |address| scene.assigned.iter().any(|device| device.address == address);
+        while let Some(address) = open.pop() {
+            if scene.functions.contains_key(&address) {
+                continue;
+            }
+            let Some(mut device) = self.pci.identity(address)? else {
+                // The VFs of a PF that a guest has are gone, and will be back.
+                let user = self.user(guest, address)?;
+                scene.missing.extend(user.map(|user| (address, user)));
+                continue;
+            };
+            match device.group {
+                Some(group) if is_wanted(address) => {
+                    open.extend(self.pci.group_members(group)?);
+                    scene.platform.insert(group, self.pci.platform_members(group)?);
+                }
+                Some(_) => {}
+                None => scene.iommu_is_on = self.iommu_is_on()?,
+            }
+            if device.on_host_driver() && !device.is_bridge() {
+                let vfs = if device.physfn.is_none() { self.pci.vfs_of(address)? } else { Vec::new() };
+                device.numvfs = u32::try_from(vfs.len()).unwrap_or(u32::MAX);
+                open.extend(vfs);
+                open.extend(self.pci.functions_behind(address)?);
+            }
+            let owner = self.user(guest, address)?;
+            scene.functions.insert(address, Function { device, owner });
+        }
+        Ok(())
+    }
+
+    /// The guest that has a device, as [`plan`] wants to know it.
+    fn user(&self, guest: Option<&str>, address: PciAddress) -> Result<Option<Owner>> {
+        let Some(owner) = self.owner(address)? else { return Ok(None) };
+        let lease = self.lease(&owner).ok().flatten();
+        let held = lease.as_ref().and_then(|lease| lease.held(address).cloned());
+        let has_it = match &lease {
+            // Until a guest that is gone has given it back, it is no other guest's.
+            Some(lease) => held.is_some() && (lease.state != LeaseState::Reserved || self.is_in_use(&owner, lease)),
+            None => self.is_running(&owner),
+        };
+        let is_ours = guest == Some(owner.as_str());
+        let state = if is_ours { OwnerState::Ourselves } else { OwnerState::InUse };
+        Ok((is_ours || has_it).then_some(Owner { guest: owner, state, held }))
+    }
+
+    /// Why a device by itself keeps a guest that would have it in this role, if it does: another guest, or the host.
+    pub fn standing_of_member(&self, member: &PciDevice, role: Role, is_named: bool) -> Result<Option<Standing>> {
+        let function = Function { owner: self.user(None, member.address)?, device: member.clone() };
+        if let Some(owner) = function.owner {
+            return Ok(Some(Standing::Leased { guest: owner.guest }));
+        }
+        if !function.is_guarded(role, self.settings) {
             return Ok(None);
         }
-        let found = self.host_use(member)?.or_else(|| member.in_vfio_use.then(HostUse::in_vfio_by_somebody));
-        Ok(found.map(|found| Standing::Needed { by: found.to_string() }))
+        let found = self.host_use(member.address)?.filter(|found| found.refuses(is_named));
+        Ok(found.map(|found| Standing::InUse { by: found.to_string() }))
     }
 
     /// How each member of a pool stands for this guest, in the pool's order.
     pub fn standings(&self, guest: Option<&str>, pool: &Pool) -> Result<Vec<(PciAddress, Standing)>> {
         let (members, _) = pool.members(&self.pci);
-        members.into_iter().map(|address| Ok((address, self.standing(guest, address)?))).collect()
+        let standing = |address| Ok((address, self.standing(guest, &pool.assigned(address))?));
+        members.into_iter().map(standing).collect()
     }
 }

@@ -52,7 +52,7 @@ impl Leases<'_> {
             match decide(&domain.assigned_with(&chosen)) {
                 Ok(()) => return Ok(chosen),
                 // Somebody was faster, or knows more of the device than we do.
-                Err(Refusal { device: Some(device), why })
+                Err(Refusal { device: Some(device), why, .. })
                     if chosen.iter().any(|(_, address)| *address == device) && !refused.contains_key(&device) =>
                 {
                     refused.insert(device, why);
@@ -98,17 +98,18 @@ impl Leases<'_> {
         let is_pooled = |device: &Hostdev| pooled.iter().any(|(pooled, _)| std::ptr::eq(*pooled, device));
         let mut used: BTreeSet<PciAddress> =
             domain.devices.iter().filter(|device| !is_pooled(device)).map(|device| device.address).collect();
-        let is_free = |address: PciAddress, used: &BTreeSet<PciAddress>| {
+        let is_free = |device: &Hostdev, pool: &Pool, address: PciAddress, used: &BTreeSet<PciAddress>| {
+            let wanted = Assigned { managed: device.managed, ..pool.assigned(address) };
             Ok(!refused.contains_key(&address)
                 && !used.contains(&address)
-                && view.standing(Some(guest), address)? == Standing::Free)
+                && view.standing(Some(guest), &wanted)? == Standing::Free)
         };
         // First those that can stay, so that none of the others gets their device.
         let mut chosen = Vec::new();
         let mut open = Vec::new();
         for (device, pool) in pooled {
             let is_member = view.pci.identity(device.address)?.is_some_and(|found| pool.has_member(&view.pci, &found));
-            if is_member && is_free(device.address, &used)? {
+            if is_member && is_free(device, pool, device.address, &used)? {
                 used.insert(device.address);
                 chosen.push((device, device.address));
             } else {
@@ -116,7 +117,8 @@ impl Leases<'_> {
             }
         }
         for (device, pool) in open {
-            let free = first_member(guest, pool, &parked, view, |address| is_free(address, &used))?;
+            let is_free = |address| is_free(device, pool, address, &used);
+            let free = first_member(guest, pool, &parked, view, is_free)?;
             let address = free.ok_or_else(|| refusal::exhausted(guest, pool, refused, view))?;
             used.insert(address);
             chosen.push((device, address));

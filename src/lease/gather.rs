@@ -47,11 +47,21 @@ impl<'a> Facts<'a> {
     /// All that decides, in this view.
     pub(super) fn scene(&self, view: &View) -> Result<Scene<'_>> {
         let (functions, missing) = self.functions(view)?;
+        let mut platform = BTreeMap::new();
+        let is_assigned = |address: &PciAddress| self.assigned.iter().any(|device| device.address == *address);
+        for (_, function) in functions.iter().filter(|(address, _)| is_assigned(address)) {
+            if let Some(group) = function.device.group {
+                platform.insert(group, view.pci.platform_members(group)?);
+            }
+        }
+        let has_group = |function: &Function| function.device.group.is_some();
         Ok(Scene {
             assigned: self.assigned,
-            functions,
             missing,
-            uses: &self.uses,
+            uses: self.uses.clone(),
+            iommu_is_on: functions.values().all(has_group) || view.iommu_is_on()?,
+            platform,
+            functions,
             not_members: &self.not_members,
             settings: &self.leases.settings,
             settings_error: self.leases.settings_error.as_ref(),
@@ -109,6 +119,9 @@ impl<'a> Facts<'a> {
                 open.extend(view.pci.group_members(group)?);
             }
             open.extend(view.pci.vfs_of(address)?);
+            if device.on_host_driver() && !device.is_bridge() {
+                open.extend(view.pci.functions_behind(address)?);
+            }
             functions.insert(address, Function { device, owner });
         }
         Ok((functions, missing))

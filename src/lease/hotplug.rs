@@ -45,7 +45,7 @@ impl Leases<'_> {
                 let has_it =
                     assigned.iter().any(|device| device.address == address) || before.held(address).is_some_and(is_own);
                 let may_do = !has_it && !refused.contains_key(&address);
-                Ok(may_do && view.standing(Some(guest), address)? == Standing::Free)
+                Ok(may_do && view.standing(Some(guest), &pool.assigned(address))? == Standing::Free)
             };
             let found = first_member(guest, pool, &parked, &view, is_free)?;
             let address = found.ok_or_else(|| refusal::exhausted(guest, pool, &refused, &view))?;
@@ -54,7 +54,7 @@ impl Leases<'_> {
             match self.record(guest, &with_it, make) {
                 Ok(devices) => break (address, devices),
                 // Somebody was faster, or knows more of the device than we do.
-                Err(Refusal { device: Some(device), why }) if device == address => _ = refused.insert(device, why),
+                Err(Refusal { device: Some(device), why, .. }) if device == address => _ = refused.insert(device, why),
                 Err(refusal) => return Err(refusal.why),
             }
         };
@@ -132,7 +132,7 @@ impl Leases<'_> {
             let group = device.and_then(|device| device.group);
             let is_of_group = group.is_some_and(|group| groups.contains(&group));
             // QEMU has the group before it has the device: with much memory to be pinned, for long.
-            let is_open = || group.map_or(Ok(None), |group| open_files::holder_of_group(self.host, group));
+            let is_open = || open_files::vfio_holder(self.host, held.address, group);
             if is_own || is_in_use || !is_of_group && is_open()?.is_some() {
                 kept.push(held.clone());
             } else if is_of_group {

@@ -27,7 +27,7 @@ impl Leases<'_> {
         refusal: Refusal,
         view: &View,
     ) -> (Error, Vec<Entry>) {
-        let Refusal { why, device } = refusal;
+        let Refusal { why, device, .. } = refusal;
         let asked = assigned.iter().find(|assigned| Some(assigned.address) == device);
         let Some(name) = asked.and_then(|assigned| assigned.pool.as_ref()) else { return (why, Vec::new()) };
         let mut entries = vec![Entry::Refused(guest.to_owned())];
@@ -121,6 +121,11 @@ fn held(pool: &Pool, standings: &[(PciAddress, Standing)]) -> Error {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    Error::new(format!("no device of pool '{}' is free: {}{more}", pool.name, named.join(", ")))
-        .remedy("Stop one of these first")
+    Error::new(format!("no device of pool '{}' is free: {}{more}", pool.name, named.join(", "))).remedy(
+        if standings.iter().any(|(_, standing)| matches!(standing, Standing::Leased { .. })) {
+            "Stop one of these first"
+        } else {
+            "`vfpool explain` says of each what frees it"
+        },
+    )
 }

@@ -7,7 +7,6 @@ use host::guard;
 use host::pci::sysfs;
 use model::address::PciAddress;
 use model::error::{Error, Result};
-use model::host_use::HostUse;
 use model::lease::{HeldDevice, Lease, LeaseState};
 use model::text::shell_word;
 use std::collections::BTreeSet;
@@ -86,13 +85,13 @@ impl Leases<'_> {
 
     /// Whatever a lease says.
     fn expect_closed(&self, held: &HeldDevice) -> Result<()> {
-        let Some(device) = sysfs::identity(self.host, held.address)?.filter(|device| device.on_vfio) else {
+        if !sysfs::identity(self.host, held.address)?.is_some_and(|device| device.on_vfio) {
             return Ok(());
-        };
-        let unknown = || HostUse::InVfio { by: "a program that has it open".to_owned() };
-        let need = guard::of(self.host, held.address, self.settings.deadline())?;
-        match need.or_else(|| device.in_vfio_use.then(unknown)) {
-            Some(need) => Err(Error::new(format!("Cannot reattach {}: {need}. {} first", held.address, need.remedy()))),
+        }
+        match guard::of(self.host, held.address, self.settings.deadline())? {
+            Some(found) => {
+                Err(Error::new(format!("Cannot reattach {}: {found}. {} first", held.address, found.remedy())))
+            }
             None => Ok(()),
         }
     }

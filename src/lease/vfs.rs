@@ -22,6 +22,7 @@ use model::address::PciAddress;
 use model::device::PciDevice;
 use model::error::{Error, Result};
 use model::host_use::HostUse;
+use model::plan::no_group;
 use model::settings::Settings;
 use model::step::VFIO_PCI;
 use std::cell::Cell;
@@ -339,7 +340,7 @@ impl<'a> Setup<'a> {
         let guard = Guard::new(self.host, self.limit);
         for vf in &vfs {
             let Some(device) = self.device(*vf)? else { continue };
-            if let Some(used) = host_use(&guard, &device)? {
+            if let Some(used) = guard.of_device(&device)? {
                 return Err(Error::new(format!("{vf} is in use: {used}"))
                     .remedy(format!("{}, then run `vfpool setup`", used.remedy())));
             }
@@ -405,7 +406,7 @@ impl<'a> Setup<'a> {
         if device.on_host_driver() {
             sysfs::expect_answer(self.host, device, self.limit)?;
             if !self.settings.allows(vf) {
-                if let Some(used) = host_use(guard, device)? {
+                if let Some(used) = guard.of_device(device)? {
                     return Ok(Bound::InUse(used));
                 }
             }
@@ -424,18 +425,10 @@ impl<'a> Setup<'a> {
     }
 }
 
-/// What the host, or a program through VFIO, uses a VF for.
-fn host_use(guard: &Guard, vf: &PciDevice) -> Result<Option<HostUse>> {
-    let used = guard.of(vf.address)?;
-    Ok(used.or_else(|| vf.in_vfio_use.then(HostUse::in_vfio_by_somebody)))
-}
-
 fn expect_vfio(binder: &Binder, vf: &PciDevice) -> Result<()> {
     if vf.group.is_none() {
-        let what = format!("Cannot bind {} ({}) to {VFIO_PCI}: it has no IOMMU group", vf.address, binder.user);
-        return Err(Error::new(what).remedy(
-            "Switch the IOMMU on, in the firmware and with intel_iommu=on (Intel) on the kernel's command line",
-        ));
+        let why = no_group(vf.address, sysfs::iommu_is_on(binder.host)?);
+        return Err(why.during(format_args!("Cannot bind {} ({}) to {VFIO_PCI}", vf.address, binder.user)));
     }
     binder.load_vfio()
 }

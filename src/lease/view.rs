@@ -11,13 +11,14 @@ use host::libvirt::runtime;
 use host::memory::Memory;
 use host::paths::Host;
 use host::pci::snapshot::Snapshot;
-use host::pci::sysfs;
+use host::pci::sysfs::{self, PciView};
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::error::Result;
 use model::host_use::HostUse;
 use model::lease::Lease;
 use model::settings::Settings;
+use once_cell::unsync::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How leases are read: as they are at the moment, or under the lock.
@@ -40,6 +41,7 @@ pub struct View<'a> {
     running: Memory<String, bool>,
     uses: Memory<PciAddress, Result<Option<HostUse>>>,
     answers: Memory<PciAddress, Result<()>>,
+    iommu_is_on: OnceCell<bool>,
 }
 
 impl<'a> View<'a> {
@@ -59,13 +61,15 @@ impl<'a> View<'a> {
             running: Memory::default(),
             uses: Memory::default(),
             answers: Memory::default(),
+            iommu_is_on: OnceCell::new(),
         }
     }
 
     /// A view of all devices of a host, without the lock.
     pub fn of_all(host: &'a Host, records: &'a Records<'a>, settings: &'a Settings) -> Result<Self> {
         let claimed = Some(records.claimed()?);
-        Ok(Self { pci: Snapshot::of_all(host), claimed, ..Self::new(host, records, settings) })
+        let one = Self::new(host, records, settings);
+        Ok(Self { pci: Snapshot::of_all(host), claimed, guard: one.guard.only_looking(), ..one })
     }
 
     /// A view under the lock, true until the lock is released.
@@ -101,19 +105,24 @@ impl<'a> View<'a> {
         self.answers.get(device.address, |_| sysfs::expect_answer(self.host, device, self.settings.deadline()))
     }
 
-    /// What the host uses a device for. In a view of all devices no disk is opened to find out whether it is claimed. Must not
-    /// be asked under the lock: it may take long.
-    pub(crate) fn host_use(&self, device: &PciDevice) -> Result<Option<HostUse>> {
-        self.uses.get(device.address, |address| match &self.claimed {
-            Some(_) => self.guard.of_one_of_many(device),
-            None => self.guard.of(*address),
+    /// Whether the IOMMU translates for any device of this host.
+    pub(crate) fn iommu_is_on(&self) -> Result<bool> {
+        self.iommu_is_on.get_or_try_init(|| sysfs::iommu_is_on(self.host)).copied()
+    }
+
+    /// What the host uses a device for; one that has gone since is not used. In a view of all devices no disk is opened
+    /// to find out whether it is claimed. Must not be asked under the lock: it may take long.
+    pub(crate) fn host_use(&self, address: PciAddress) -> Result<Option<HostUse>> {
+        self.uses.get(address, |address| match self.pci.identity(*address)? {
+            Some(device) => self.guard.of_device(&device),
+            None => Ok(None),
         })
     }
 
-    /// The same of several devices. One that has gone meanwhile is not used.
+    /// The same of several devices.
     pub(crate) fn host_uses(&self, addresses: Vec<PciAddress>) -> Result<BTreeMap<PciAddress, Option<HostUse>>> {
         let found = |address: PciAddress| {
-            let found = self.uses.get(address, |address| self.guard.of(*address));
+            let found = self.host_use(address);
             let found =
                 found.map_err(|error| error.during(format_args!("Cannot find out whether the host uses {address}")))?;
             Ok((address, found))

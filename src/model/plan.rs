@@ -16,13 +16,17 @@ use std::collections::BTreeMap;
 pub struct Scene<'a> {
     /// What the guest's definition asks for.
     pub assigned: &'a [Assigned],
-    /// Each function that the start could touch: the assigned ones, the other members of their groups, and the VFs of the
-    /// PFs among them.
+    /// Each function that the start could touch: the assigned ones, the other members of their groups, the VFs of the PFs
+    /// among them, and what is behind controllers among them.
     pub functions: BTreeMap<PciAddress, Function>,
     /// Who owns functions that are asked for and not there: VFs go with a PF that another guest has.
     pub missing: BTreeMap<PciAddress, Owner>,
     /// What the host uses each device for, as far as that has been asked.
-    pub uses: &'a BTreeMap<PciAddress, Option<HostUse>>,
+    pub uses: BTreeMap<PciAddress, Option<HostUse>>,
+    /// The members of these groups that are no PCI functions and have a driver, as `NAME is on DRIVER`.
+    pub platform: BTreeMap<u32, Vec<String>>,
+    /// Whether any device of this host has an IOMMU group.
+    pub iommu_is_on: bool,
     /// The admin's settings.
     pub settings: &'a Settings,
     /// Why devices that are asked for from a pool are none of it.
@@ -84,11 +88,28 @@ pub struct Refusal {
     pub why: Error,
     /// The guest's own device because of which it is, if it is one.
     pub device: Option<PciAddress>,
+    /// What keeps the guest from it.
+    pub cause: Cause,
+}
+
+/// What keeps a guest from a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// Another guest has it, or what goes with it.
+    Guest(String),
+    /// The host, or a program, uses it or another device of its group.
+    InUse(Box<HostUse>),
+    /// It is not there.
+    Missing,
+    /// No guest can have it, whatever else is stopped.
+    Unusable,
+    /// The guest asks for what it may not have, or it could not be found out.
+    Other,
 }
 
 impl From<Error> for Refusal {
     fn from(why: Error) -> Self {
-        Self { why, device: None }
+        Self { why, device: None, cause: Cause::Other }
     }
 }
 
@@ -97,54 +118,44 @@ impl From<Error> for Refusal {
 /// # Errors
 /// The reason to refuse it.
 pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
-    let about = |device: PciAddress| move |why: Error| Refusal { why, device: Some(device) };
-    let assigned = scene.assigned.len();
-    let most = scene.settings.most_devices();
-    if assigned > most {
-        return Err(Error::new(format!(
-            "it has {assigned} assigned PCI devices, and {most} is the most a guest may have"
-        ))
-        .remedy(format!(
-            "Remove some, or raise the limit with <devices max='{assigned}'/> in /etc/vfpool/host.xml{}",
-            scene.settings_note()
-        ))
-        .into());
-    }
+    scene.expect_few()?;
     for wanted in scene.assigned {
         if let Some(why) = scene.not_members.get(&wanted.address) {
-            return Err(about(wanted.address)(why.clone()));
+            return Err(Refusal { why: why.clone(), device: Some(wanted.address), cause: Cause::Other });
         }
     }
     let missing = scene.assigned.iter().filter_map(|wanted| scene.missing.get_key_value(&wanted.address));
     for (address, owner) in missing {
+        let refuse = |why| Refusal { why, device: Some(*address), cause: Cause::Guest(owner.guest.clone()) };
         match owner.state {
             OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
-            OwnerState::Stopping => return Err(about(*address)(refuse_stopping(*address, owner))),
-            OwnerState::InUse => return Err(about(*address)(refuse_missing(*address, owner))),
+            OwnerState::Stopping => return Err(refuse(refuse_stopping(*address, owner))),
+            OwnerState::InUse => return Err(refuse(refuse_missing(*address, owner))),
             OwnerState::Ourselves | OwnerState::Stuck => {}
         }
     }
     let taken = scene.taken()?;
     // The guest's own devices, which come last, are what the admin knows of.
-    for take in taken.iter().rev() {
+    for take in taken.iter().rev().chain(&scene.lost(&taken)) {
         if let Some(owner) = &take.function.owner {
-            match owner.state {
-                OwnerState::Ourselves | OwnerState::Stuck => {}
+            let why = match owner.state {
+                OwnerState::Ourselves | OwnerState::Stuck => continue,
                 OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
-                OwnerState::InUse => return Err(about(take.reason)(scene.refuse_shared(take, owner))),
-                OwnerState::Stopping => {
-                    return Err(about(take.reason)(refuse_stopping(take.function.device.address, owner)));
-                }
-            }
+                OwnerState::InUse => scene.refuse_shared(take, owner),
+                OwnerState::Stopping => refuse_stopping(take.function.device.address, owner),
+            };
+            return Err(Refusal { why, device: Some(take.reason), cause: Cause::Guest(owner.guest.clone()) });
         }
     }
+    scene.expect_usable(&taken)?;
     let mut unknown = Vec::new();
     for take in &taken {
-        if scene.wants_guard(take) {
+        if take.function.is_guarded(take.role, scene.settings) {
             match scene.uses.get(&take.function.device.address) {
                 None => unknown.push(take.function.device.address),
-                Some(Some(need)) if need.is_vital() || take.role != Role::Managed => {
-                    return Err(about(take.reason)(scene.refuse_needed(take, need)));
+                Some(Some(found)) if found.refuses(take.is_named) => {
+                    let (why, cause) = (scene.refuse_used(take, found), Cause::InUse(Box::new(found.clone())));
+                    return Err(Refusal { why, device: Some(take.reason), cause });
                 }
                 Some(_) => {}
             }
@@ -156,12 +167,35 @@ pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
     Ok(Answer::Take(taken.iter().map(Take::record).collect()))
 }
 
+impl Function {
+    /// Whether the host has to be asked what it uses this for: it would leave a host driver, or vanish, and the admin has
+    /// not allowed that; or VFIO has it, and no lease tells for whom.
+    pub fn is_guarded(&self, role: Role, settings: &Settings) -> bool {
+        let device = &self.device;
+        if device.on_vfio && self.owner.is_none() {
+            return true;
+        }
+        (device.on_host_driver() || role == Role::Vf) && !settings.allows(device.address)
+    }
+}
+
+impl Assigned {
+    /// Whether the guest names this device, so that it gets it although the host has it merely up or open, as libvirt always
+    /// did. What somebody else chooses is no such device: with managed='no' we detach it, and of a pool of VFs any one will
+    /// do, so that those which the host uses stay with the host.
+    pub fn names(&self, device: &PciDevice) -> bool {
+        self.managed && (self.pool.is_none() || device.physfn.is_none())
+    }
+}
+
 /// A function that the start would take.
 struct Take<'a> {
     function: &'a Function,
     role: Role,
-    /// The guest's device because of which it is taken; itself, for that one.
+    /// The guest's own device because of which it is taken; itself, for that one.
     reason: PciAddress,
+    /// Whether the guest names it.
+    is_named: bool,
 }
 
 impl Take<'_> {
@@ -177,75 +211,136 @@ impl Take<'_> {
         match self.role {
             Role::Managed | Role::Unmanaged => address.to_string(),
             Role::Sibling => format!("{address} (sibling of {})", self.reason),
-            Role::Vf => format!("{address} (VF that goes with {})", self.reason),
+            Role::Vf => match (self.function.device.physfn, self.function.device.controller) {
+                (Some(pf), _) => format!("{address} (VF that goes with {pf})"),
+                (None, controller) => format!("{address} (goes with {})", controller.unwrap_or(self.reason)),
+            },
         }
     }
 }
 
 impl<'a> Scene<'a> {
+    fn expect_few(&self) -> Result<(), Error> {
+        let (assigned, most) = (self.assigned.len(), self.settings.most_devices());
+        if assigned <= most {
+            return Ok(());
+        }
+        let why = format!("it has {assigned} assigned PCI devices, and {most} is the most a guest may have");
+        Err(Error::new(why).remedy(format!(
+            "Remove some, or raise the limit with <devices max='{assigned}'/> in /etc/vfpool/host.xml{}",
+            self.settings_note()
+        )))
+    }
+
     /// Every function that the start takes: first the VFs that go with their PF, then siblings, then the guest's own.
     fn taken(&'a self) -> Result<Vec<Take<'a>>, Refusal> {
         let mut own = Vec::new();
         let mut siblings: Vec<Take> = Vec::new();
         for wanted in self.assigned {
-            let about = |why| Refusal { why, device: Some(wanted.address) };
-            let (function, group) = self.assignable(wanted.address).map_err(about)?;
+            let Some(function) = self.functions.get(&wanted.address) else {
+                let why = Error::new(format!("there is no PCI device {} on this host", wanted.address))
+                    .remedy("See `lspci -D` for what there is; a guest is corrected with `virsh edit`");
+                return Err(Refusal { why, device: Some(wanted.address), cause: Cause::Missing });
+            };
+            // What another guest has is refused for that.
+            let is_ours = |owner: &Owner| matches!(owner.state, OwnerState::Ourselves | OwnerState::Stuck);
+            if function.owner.as_ref().is_none_or(is_ours) {
+                self.expect_assignable(&function.device)?;
+            }
             let role = if wanted.managed { Role::Managed } else { Role::Unmanaged };
-            own.push(Take { function, role, reason: wanted.address });
+            let is_named = wanted.names(&function.device);
+            own.push(Take { function, role, reason: wanted.address, is_named });
+            let Some(group) = function.device.group else { continue };
             for member in self.functions.values().filter(|member| member.device.group == Some(group)) {
                 let address = member.device.address;
                 let known = self.assigned.iter().any(|other| other.address == address)
                     || siblings.iter().any(|sibling| sibling.function.device.address == address);
                 if !member.device.is_bridge() && !known {
-                    siblings.push(Take { function: member, role: Role::Sibling, reason: wanted.address });
+                    let role = Role::Sibling;
+                    siblings.push(Take { function: member, role, reason: wanted.address, is_named: false });
                 }
             }
         }
-        let loses_vfs = |pf: PciAddress| {
-            let mut taken = siblings.iter().chain(&own).map(|take| &take.function.device);
-            taken.any(|device| device.address == pf && device.numvfs > 0 && device.on_host_driver())
+        // The guest's device because of which a PF leaves its driver.
+        let lost_for = |pf: PciAddress| {
+            let lost = |device: &PciDevice| device.address == pf && device.numvfs > 0 && device.on_host_driver();
+            siblings.iter().chain(&own).find(|take| lost(&take.function.device)).map(|take| take.reason)
         };
-        if let Some(vf) = own.iter().find(|take| take.function.device.physfn.is_some_and(&loses_vfs)) {
-            return Err(Refusal { why: refuse_vf(&vf.function.device), device: Some(vf.function.device.address) });
-        }
         let vfs: Vec<Take> = self
             .functions
             .values()
-            .filter_map(|function| Some((function, function.device.physfn?)))
-            .filter(|(_, pf)| loses_vfs(*pf))
-            .map(|(function, reason)| Take { function, role: Role::Vf, reason })
+            .filter(|function| !own.iter().any(|take| std::ptr::eq(take.function, *function)))
+            .filter_map(|function| Some((function, lost_for(function.device.physfn?)?)))
+            .map(|(function, reason)| Take { function, role: Role::Vf, reason, is_named: false })
             .collect();
         siblings.retain(|sibling| !vfs.iter().any(|vf| std::ptr::eq(vf.function, sibling.function)));
         Ok(vfs.into_iter().chain(siblings).chain(own).collect())
     }
 
-    /// The function at an address that a guest may have, and its group.
-    fn assignable(&'a self, address: PciAddress) -> Result<(&'a Function, u32), Error> {
-        let Some(function) = self.functions.get(&address) else {
-            return Err(Error::new(format!("there is no PCI device {address} on this host"))
-                .remedy("See `lspci -D` for what there is; a guest is corrected with `virsh edit`"));
+    /// The functions behind a controller that is taken, which vanish with its driver: nobody records them, as the controller's
+    /// driver finds them again.
+    fn lost(&'a self, taken: &[Take<'a>]) -> Vec<Take<'a>> {
+        let behind = |take: &Take<'a>| {
+            let controller = take.function.device.address;
+            let reason = take.reason;
+            let is_behind = move |function: &&Function| function.device.controller == Some(controller);
+            let found = self.functions.values().filter(is_behind);
+            found.map(move |function| Take { function, role: Role::Vf, reason, is_named: false })
         };
-        if !function.device.is_endpoint() {
-            return Err(Error::new(format!("{address} is a bridge, and only endpoints can be given to a guest"))
-                .remedy("Assign a device behind it"));
-        }
-        let Some(group) = function.device.group else {
-            return Err(Error::new(format!("{address} has no IOMMU group: the IOMMU is off")).remedy(
-                "Switch VT-d or AMD-Vi on in the firmware, add 'intel_iommu=on iommu=pt' (AMD: 'iommu=pt') to \
-                 GRUB_CMDLINE_LINUX in /etc/default/grub, run grub2-mkconfig (Debian: update-grub) and reboot",
-            ));
-        };
-        Ok((function, group))
+        let leaves = |take: &&Take| take.function.device.on_host_driver();
+        let lost = taken.iter().filter(leaves).flat_map(behind);
+        lost.filter(|lost| !taken.iter().any(|take| std::ptr::eq(take.function, lost.function))).collect()
     }
 
-    /// The guard asks only for devices that would leave a host driver, or vanish, and that the admin has not allowed; and
-    /// for those that somebody uses of whom no lease tells.
-    fn wants_guard(&self, take: &Take) -> bool {
-        let device = &take.function.device;
-        if device.in_vfio_use && take.function.owner.is_none() {
-            return true;
+    /// A device that a guest may have.
+    fn expect_assignable(&self, device: &PciDevice) -> Result<(), Refusal> {
+        let address = device.address;
+        let why = if !device.answers {
+            refuse_silent(address)
+        } else if device.is_bridge() {
+            Error::new(format!("{address} is a bridge, and only endpoints can be given to a guest"))
+                .remedy("Assign a device behind it")
+        } else if device.group.is_some() {
+            return Ok(());
+        } else {
+            no_group(address, self.iommu_is_on)
+        };
+        Err(Refusal { why, device: Some(address), cause: Cause::Unusable })
+    }
+
+    /// A group that VFIO will accept, and that leaves the guest its devices.
+    fn expect_usable(&self, taken: &[Take]) -> Result<(), Refusal> {
+        let is_lost = |host: PciAddress| {
+            taken
+                .iter()
+                .map(|take| &take.function.device)
+                .find(|device| device.address == host && device.on_host_driver())
+        };
+        for take in taken {
+            let device = &take.function.device;
+            let is_own = matches!(take.role, Role::Managed | Role::Unmanaged);
+            let bridges = self.functions.values().map(|function| &function.device);
+            let mut bridges = bridges.filter(|member| member.group == device.group && member.blocks_its_group());
+            let mut platform = device.group.and_then(|group| self.platform.get(&group)).into_iter().flatten();
+            let why = if !device.answers && !device.on_vfio {
+                refuse_silent(device.address)
+            } else if !is_own {
+                continue;
+            } else if let Some(pf) = device.physfn.and_then(is_lost).filter(|pf| pf.numvfs > 0) {
+                refuse_vf(device, pf)
+            } else if let Some(controller) = device.controller.and_then(is_lost) {
+                refuse_behind(device, controller)
+            } else if let Some(bridge) = bridges.next() {
+                let driver = bridge.driver.as_deref().unwrap_or_default();
+                refuse_group(device, &format!("the host's bridge {} is on {driver}", bridge.address))
+            } else if let Some(member) = platform.next() {
+                refuse_group(device, member)
+            } else {
+                continue;
+            };
+            return Err(Refusal { why, device: Some(take.reason), cause: Cause::Unusable });
         }
-        (device.on_host_driver() || take.role == Role::Vf) && !self.settings.allows(device.address)
+        Ok(())
     }
 
     fn refuse_shared(&self, take: &Take, owner: &Owner) -> Error {
@@ -274,19 +369,27 @@ impl<'a> Scene<'a> {
         self.settings_error.map_or_else(String::new, |error| format!(". {error}"))
     }
 
-    fn refuse_needed(&self, take: &Take, need: &HostUse) -> Error {
-        let address = take.function.device.address;
-        if matches!(need, HostUse::InVfio { .. }) {
-            let what = take.describe();
-            return Error::new(format!("{what} is not free: {need}"))
-                .remedy(format!("{} first, or use another device", need.remedy()));
+    fn refuse_used(&self, take: &Take, found: &HostUse) -> Error {
+        let what = take.describe();
+        if matches!(found, HostUse::InVfio { .. }) {
+            let remedy = format!("{} first, or use another device", found.remedy());
+            return Error::new(format!("{what} is not free: {found}")).remedy(remedy);
         }
-        Error::new(format!("Cannot detach {}: {need}", take.describe())).remedy(format!(
-            "{}, or allow it with <allow address='{address}'/> in /etc/vfpool/host.xml{}",
-            need.remedy(),
-            self.settings_note()
-        ))
+        let remedy = found.remedy_or_allow(take.function.device.address);
+        Error::new(format!("Cannot detach {what}: {found}")).remedy(format!("{remedy}{}", self.settings_note()))
     }
+}
+
+/// A device that VFIO cannot give to anybody. The IOMMU is off only if it translates for none.
+pub fn no_group(device: PciAddress, iommu_is_on: bool) -> Error {
+    if iommu_is_on {
+        return Error::new(format!(
+            "{device} has no IOMMU group: the IOMMU is on, but does not translate for this device"
+        ))
+        .remedy("See `dmesg | grep -i -e iommu -e DMAR -e AMD-Vi` for the reason, or use another device");
+    }
+    Error::new(format!("{device} has no IOMMU group: the IOMMU is off"))
+        .remedy("See `vfpool check` for how to switch it on")
 }
 
 fn refuse_missing(address: PciAddress, owner: &Owner) -> Error {
@@ -301,13 +404,43 @@ fn refuse_stopping(address: PciAddress, owner: &Owner) -> Error {
         .remedy("Try again when that is over")
 }
 
-fn refuse_vf(vf: &PciDevice) -> Error {
-    let pf = vf.physfn.map_or_else(String::new, |pf| pf.to_string());
+fn refuse_vf(vf: &PciDevice, pf: &PciDevice) -> Error {
+    let (vf, pf) = (vf.address, pf.address);
     Error::new(format!(
-        "{} cannot be given to a guest: its PF {pf} is taken with it, and without the PF's driver the VF vanishes",
-        vf.address
+        "{vf} cannot be given to a guest: its PF {pf} is taken with it, and without the PF's driver the VF vanishes"
     ))
     .remedy(format!(
         "Put the card into a slot with ACS, so that each VF has an IOMMU group of its own, or give the guest {pf} alone"
     ))
 }
+
+fn refuse_behind(device: &PciDevice, controller: &PciDevice) -> Error {
+    let (device, driver) = (device.address, controller.driver.as_deref().unwrap_or_default());
+    let controller = controller.address;
+    Error::new(format!(
+        "{device} cannot be given to a guest: the controller {controller} that it is behind is of the same IOMMU group and \
+         taken with it, and without its driver {driver} the device vanishes"
+    ))
+    .remedy(format!(
+        "Switch {driver} off in the firmware's setup (Intel calls it VMD), or give the guest {controller} alone"
+    ))
+}
+
+fn refuse_group(device: &PciDevice, member: &str) -> Error {
+    Error::new(format!(
+        "{} cannot be given to a guest: {member} in the same IOMMU group {}, and VFIO takes no group with such a device on a \
+         host driver",
+        device.address,
+        device.group.map_or_else(String::new, |group| group.to_string())
+    ))
+    .remedy("Put the card into another slot, or use another device")
+}
+
+fn refuse_silent(address: PciAddress) -> Error {
+    Error::new(format!("{address} does not answer: its configuration space reads all ones")).remedy(
+        "Power the host off and on; a device that did not come back from a reset needs that, or use another device",
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ pub struct Device {
     pub(crate) driver_override: Option<String>,
     pub(crate) parent: Option<String>,
     pub(crate) vfs: Vec<String>,
+    pub(crate) is_in_own_domain: bool,
 }
 
 impl Device {
@@ -24,7 +25,7 @@ impl Device {
             totalvfs: 0,
             has_autoprobe: true,
         };
-        Self { function, driver: None, driver_override: None, parent: None, vfs: Vec::new() }
+        Self { function, driver: None, driver_override: None, parent: None, vfs: Vec::new(), is_in_own_domain: false }
     }
 
     pub fn id(mut self, id: &str) -> Self {
@@ -75,6 +76,13 @@ impl Device {
     /// Puts it behind a bridge of this host.
     pub fn behind(mut self, bridge: &str) -> Self {
         self.parent = Some(bridge.to_owned());
+        self
+    }
+
+    /// Puts it behind a controller that shows it in a PCI domain of its own, as Intel's VMD does.
+    pub fn behind_controller(mut self, controller: &str) -> Self {
+        self.parent = Some(controller.to_owned());
+        self.is_in_own_domain = true;
         self
     }
 

@@ -44,10 +44,6 @@ impl Host {
         host.tree.put("sys/bus/pci/drivers_probe", "");
         host.tree.put("proc/1/mountinfo", "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n");
         host.tree.put("proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n");
-        host.tree.put(
-            "proc/net/route",
-            "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n",
-        );
         host.process(std::process::id(), 1, 100);
         host.install();
         host
@@ -67,6 +63,12 @@ impl Host {
             let device = Device::new(&format!("{slot}.{function}")).behind("0000:00:02.0");
             self.add(device.group(group).driver("e1000e"));
         }
+    }
+
+    /// Adds a host driver that knows devices of these ids.
+    pub fn host_driver(&self, driver: &str, ids: &str) {
+        self.tree.put(&format!("hw/drivers/{driver}"), ids);
+        self.add_driver(driver);
     }
 
     fn add_driver(&self, driver: &str) {
@@ -135,9 +137,11 @@ impl Host {
     }
 
     pub fn add(&self, device: Device) {
-        let Device { function, driver, driver_override, parent, vfs } = device;
+        let Device { function, driver, driver_override, parent, vfs, is_in_own_domain } = device;
         let parent =
             parent.map_or_else(|| "sys/devices/pci0000:00".to_owned(), |bridge| self.tree.device(&bridge).unwrap());
+        let domain = function.address.split_once(':').unwrap().0;
+        let parent = if is_in_own_domain { format!("{parent}/pci{domain}:00") } else { parent };
         self.tree.add(&function, &parent);
         if driver_override.is_some() {
             self.tree.set_driver_override(&function.address, driver_override.as_deref());
@@ -161,6 +165,8 @@ impl Host {
     /// Gives a device a network interface that is up or not, and has these addresses.
     pub fn netdev(&self, device: &str, name: &str, is_up: bool, addresses: &[&str]) {
         let folder = format!("{}/net/{name}", self.tree.device(device).unwrap());
+        let number = self.tree.names("sys/class/net").len() + 2;
+        self.tree.put(&format!("{folder}/ifindex"), format!("{number}\n"));
         self.tree.put(&format!("{folder}/flags"), if is_up { "0x1003\n" } else { "0x1002\n" });
         self.tree.link(&format!("{folder}/subsystem"), "sys/class/net");
         self.tree.link(&format!("{folder}/device"), &self.tree.device(device).unwrap());
@@ -197,10 +203,102 @@ impl Host {
         self.tree.link(&format!("sys/class/net/{netdev}/{link}"), &folder);
     }
 
-    /// Adds a line to `proc/net/route`: destination and mask in hexadecimal, metric in decimal.
-    pub fn route(&self, netdev: &str, destination: &str, mask: &str, metric: u32) {
-        let line = format!("{netdev}\t{destination}\t0102A8C0\t0003\t0\t0\t{metric}\t{mask}\t0\t0\t0\n");
-        self.append("proc/net/route", &line);
+    /// Adds a route to a network (`10.0.0.0/8`, `::/0`) over these interfaces, its next hops.
+    pub fn route(&self, to: &str, metric: u32, over: &[&str]) {
+        self.append("routes", &format!("{to} {metric} {}\n", over.join(" ")));
+    }
+
+    /// Moves a device's interfaces to another network namespace: sysfs shows those of its reader's own.
+    pub fn netdevs_move_away(&self, device: &str) {
+        let folder = format!("{}/net", self.tree.device(device).unwrap());
+        for netdev in self.tree.names(&folder) {
+            fs::remove_dir_all(self.path(&format!("{folder}/{netdev}"))).unwrap();
+            self.tree.unlink(&format!("sys/class/net/{netdev}"));
+        }
+        self.tree.folder(folder);
+    }
+
+    /// Makes an empty folder below a device's own.
+    pub fn tree_folder(&self, device: &str, path: &str) {
+        self.tree.folder(format!("{}/{path}", self.tree.device(device).unwrap()));
+    }
+
+    /// Puts what is no PCI function (a mediated device) into an IOMMU group, whose node is there then.
+    pub fn in_group(&self, folder: &str, name: &str, group: u32) {
+        let group_folder = format!("sys/kernel/iommu_groups/{group}");
+        self.tree.link(&format!("{folder}/iommu_group"), &group_folder);
+        self.tree.link(&format!("{group_folder}/devices/{name}"), folder);
+        self.tree.put(&format!("dev/vfio/{group}"), "");
+    }
+
+    /// Says what a disk is made of.
+    pub fn slave(&self, disk: &str, below: &str) {
+        let folder = |name: &str| {
+            let way = fs::canonicalize(self.path(&format!("sys/class/block/{name}"))).unwrap();
+            way.strip_prefix(&self.tree.root).unwrap().to_str().unwrap().to_owned()
+        };
+        self.tree.link(&format!("{}/slaves/{below}", folder(disk)), &folder(below));
+    }
+
+    /// Gives a device something of another subsystem by a path below its folder (`uio/uio0`), with this node below /dev if it
+    /// has one. Returns its folder.
+    pub fn child(&self, device: &str, path: &str, subsystem: &str, node: Option<&str>) -> String {
+        let folder = format!("{}/{path}", self.tree.device(device).unwrap());
+        let name = Path::new(path).file_name().unwrap().to_str().unwrap();
+        self.tree.folder(&folder);
+        self.tree.link(&format!("{folder}/subsystem"), &format!("sys/class/{subsystem}"));
+        self.tree.link(&format!("sys/class/{subsystem}/{name}"), &folder);
+        if let Some(node) = node {
+            self.tree.put(&format!("{folder}/dev"), "246:0\n");
+            self.tree.put(&format!("{folder}/uevent"), format!("MAJOR=246\nMINOR=0\nDEVNAME={node}\n"));
+            self.tree.put(&format!("dev/{node}"), "");
+        }
+        folder
+    }
+
+    /// A process opens a node, given by its path below /dev.
+    pub fn opens(&self, pid: u32, comm: &str, node: &str) {
+        self.process(pid, 1, u64::from(pid));
+        self.put(&format!("proc/{pid}/comm"), format!("{comm}\n"));
+        let fds = self.path(&format!("proc/{pid}/fd"));
+        fs::create_dir_all(&fds).unwrap();
+        symlink(self.path(&format!("dev/{node}")), fds.join("3")).unwrap();
+    }
+
+    /// A keyboard behind a device, by a path below its folder that ends in its input device (`usb1/1-1/input/input3`).
+    pub fn keyboard(&self, device: &str, path: &str, name: &str) {
+        let folder = self.child(device, path, "input", None);
+        self.tree.put(&format!("{folder}/name"), format!("{name}\n"));
+        self.tree.put(
+            &format!("{folder}/capabilities/key"),
+            "1000000000007 ff9f207ac14057ff febeffdfffefffff fffffffffffffffe\n",
+        );
+    }
+
+    /// Sets up a loop device on a file or another device.
+    pub fn loop_device(&self, name: &str, number: &str, on: &str) {
+        let folder = format!("sys/devices/virtual/block/{name}");
+        self.block(&folder, number);
+        self.tree.put(&format!("{folder}/loop/backing_file"), format!("{on}\n"));
+    }
+
+    /// A device that did not come back from a reset, or has lost its link.
+    pub fn falls_silent(&self, device: &str) {
+        self.tree.put(&format!("{}/config", self.tree.device(device).unwrap()), [0xff; 64]);
+    }
+
+    /// A member of an IOMMU group that is no PCI function, on this driver.
+    pub fn platform_member(&self, group: u32, name: &str, driver: &str) {
+        let folder = format!("sys/devices/platform/{name}");
+        self.tree.folder(&folder);
+        self.tree.folder(format!("sys/bus/platform/drivers/{driver}"));
+        self.tree.link(&format!("{folder}/driver"), &format!("sys/bus/platform/drivers/{driver}"));
+        self.tree.link(&format!("sys/kernel/iommu_groups/{group}/devices/{name}"), &folder);
+    }
+
+    /// A root file system of this kind and with these options, in place of the one on a local disk.
+    pub fn root(&self, number: &str, kind: &str, source: &str, options: &str) {
+        self.put("proc/1/mountinfo", format!("21 1 {number} / / rw,relatime shared:1 - {kind} {source} {options}\n"));
     }
 
     /// Gives a device a disk, by a path below its folder (`nvme/nvme0/nvme0n1`) and its number.
@@ -227,7 +325,11 @@ impl Host {
         self.tree.folder(format!("{folder}/holders"));
         self.tree.link(&format!("{folder}/subsystem"), "sys/class/block");
         self.tree.link(&format!("sys/class/block/{name}"), folder);
-        self.tree.put(&format!("dev/{name}"), "");
+        // As the kernel's: / is ! in sysfs.
+        self.tree.put(&format!("dev/{}", name.replace('!', "/")), "");
+        let by_number = format!("sys/dev/block/{number}");
+        self.tree.unlink(&by_number);
+        self.tree.link(&by_number, folder);
         let disk = Path::new(folder).parent().unwrap().join("dev");
         if self.path(disk.to_str().unwrap()).exists() {
             self.tree.put(&format!("{folder}/partition"), "1\n");
@@ -285,9 +387,11 @@ impl Host {
         symlink(self.path(&format!("dev/vfio/{group}")), fds.join("9")).unwrap();
     }
 
-    /// A device that somebody has open without its group, by /dev/vfio/devices.
-    pub fn opens_itself(&self, device: &str) {
-        self.tree.put(&format!("{}/enable", self.tree.device(device).unwrap()), "1\n");
+    /// A process opens a device by its own node (`iommufd`), and not by its group.
+    pub fn opens_itself(&self, pid: u32, device: &str) {
+        let number = pid % 100;
+        self.child(device, &format!("vfio-dev/vfio{number}"), "vfio-dev", Some(&format!("vfio/devices/vfio{number}")));
+        self.opens(pid, "qemu-kvm", &format!("vfio/devices/vfio{number}"));
     }
 
     /// A device that somebody else than the hook moves.

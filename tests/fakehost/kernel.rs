@@ -6,7 +6,8 @@
 //! | `hw/drivers/NAME` | a driver's id table, and how it answers, see [`Kernel::set_numvfs`] and [`Kernel::unbind`] |
 //! | `hw/dynids/NAME` | the ids that `new_id` added |
 //! | `hw/sriov/PF` | the VFs that a PF can have |
-//! | `addresses` | the interfaces' addresses, for getifaddrs(3) |
+//! | `addresses` | the interfaces' addresses, for rtnetlink(7) |
+//! | `routes` | the routes, for the same: network, metric, interfaces of the next hops |
 //! | `faults` | what goes wrong, see [`Fault`] |
 //! | `opened` | if it is there, each file that is opened, and each link that is read, one a line |
 //! | `trace` | each call that changed something, one a line: also the count for `FAKE_KILL_AT` and `FAKE_KILL_AFTER` |
@@ -21,11 +22,10 @@ use fakehost::tree::Tree;
 use nix::errno::Errno;
 use nix::libc::{
     self, AF_INET, AF_INET6, AT_FDCWD, O_CREAT, O_TRUNC, SYS_mkdirat, SYS_openat, SYS_readlinkat, SYS_renameat2,
-    SYS_symlinkat, SYS_unlinkat, SYS_write, c_char, c_int, c_uint, c_void, ifaddrs, mode_t, sockaddr, sockaddr_storage,
-    ssize_t,
+    SYS_socket, SYS_symlinkat, SYS_unlinkat, SYS_write, c_char, c_int, c_uint, c_void, mode_t, sockaddr, ssize_t,
 };
 use std::cell::Cell;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::IpAddr;
@@ -204,58 +204,159 @@ pub unsafe extern "C" fn mkdir(path: *const c_char, mode: mode_t) -> c_int {
     folder_change("mkdir", path, || Errno::result(unsafe { libc::syscall(SYS_mkdirat, AT_FDCWD, path, mode) }))
 }
 
-/// The addresses in `addresses`, lines of interface and address.
+/// Our ends of the sockets that take the place of netlink sockets: the program's, and the kernel's.
+static NETLINK: [AtomicI32; 2] = [AtomicI32::new(-1), AtomicI32::new(-1)];
+
+/// A netlink socket is one of a pair; what is sent to it, [`sendto`] answers.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn getifaddrs(list: *mut *mut ifaddrs) -> c_int {
-    let root = PathBuf::from(std::env::var_os("VFPOOL_ROOT").unwrap_or_default());
-    let table = fs::read_to_string(root.join("addresses")).unwrap_or_default();
-    let mut first = std::ptr::null_mut();
-    for line in table.lines().rev() {
-        let (name, address) = line.split_once(' ').unwrap();
-        // SAFETY: all-zero is a valid value of these C structs.
-        let (mut entry, mut storage): (ifaddrs, sockaddr_storage) = unsafe { std::mem::zeroed() };
-        match address.parse().unwrap() {
-            IpAddr::V4(ip) => {
-                // SAFETY: sockaddr_storage holds any address, and is aligned for it.
-                let socket = unsafe { &mut *(&raw mut storage).cast::<libc::sockaddr_in>() };
-                socket.sin_family = u16::try_from(AF_INET).unwrap();
-                socket.sin_addr.s_addr = u32::from(ip).to_be();
-            }
-            IpAddr::V6(ip) => {
-                // SAFETY: as above.
-                let socket = unsafe { &mut *(&raw mut storage).cast::<libc::sockaddr_in6>() };
-                socket.sin6_family = u16::try_from(AF_INET6).unwrap();
-                socket.sin6_addr.s6_addr = ip.octets();
-            }
+pub unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+    // SAFETY: passed on as it came.
+    let real = || Errno::result(unsafe { libc::syscall(SYS_socket, domain, kind, protocol) });
+    let result = interpose(real, |_| {
+        if domain != libc::AF_NETLINK {
+            return real();
         }
-        entry.ifa_next = first;
-        entry.ifa_name = CString::new(name).unwrap().into_raw();
-        entry.ifa_addr = Box::into_raw(Box::new(storage)).cast::<sockaddr>();
-        first = Box::into_raw(Box::new(entry));
-    }
-    // SAFETY: the caller's variable.
-    unsafe { *list = first };
-    0
+        let mut ends = [-1; 2];
+        // SAFETY: two descriptors are written to.
+        Errno::result(unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()) })?;
+        for (end, place) in ends.iter().zip(&NETLINK) {
+            place.store(*end, Ordering::Relaxed);
+        }
+        Ok(ends[0].into())
+    });
+    i32::try_from(result).unwrap()
 }
 
 #[unsafe(no_mangle)]
-#[allow(clippy::cast_ptr_alignment)] // made as what it is cast to
-pub unsafe extern "C" fn freeifaddrs(mut list: *mut ifaddrs) {
-    while !list.is_null() {
-        // SAFETY: made by getifaddrs above.
-        unsafe {
-            let entry = Box::from_raw(list);
-            drop(CString::from_raw(entry.ifa_name));
-            drop(Box::from_raw(entry.ifa_addr.cast::<sockaddr_storage>()));
-            list = entry.ifa_next;
+pub unsafe extern "C" fn sendto(
+    fd: c_int,
+    buffer: *const c_void,
+    count: usize,
+    flags: c_int,
+    to: *const sockaddr,
+    length: libc::socklen_t,
+) -> ssize_t {
+    // SAFETY: passed on as it came.
+    let real = || Errno::result(unsafe { libc::syscall(libc::SYS_sendto, fd, buffer, count, flags, to, length) });
+    let result = interpose(real, |kernel| {
+        if fd != NETLINK[0].load(Ordering::Relaxed) {
+            return real();
         }
+        // SAFETY: the caller's buffer.
+        let request = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), count) };
+        let (name, answer) = kernel.rtnetlink(request);
+        let send = || {
+            for part in answer.chunks(PART) {
+                let bytes = part.concat();
+                let to = NETLINK[1].load(Ordering::Relaxed);
+                // SAFETY: our own buffer.
+                Errno::result(unsafe { libc::send(to, bytes.as_ptr().cast(), bytes.len(), 0) })?;
+            }
+            Ok(i64::try_from(count).unwrap())
+        };
+        match kernel.fault("netlink", name, "") {
+            Some(Fault::Errno(errno)) => Err(errno),
+            Some(Fault::Hang(line)) => kernel.hang(&line, send),
+            Some(Fault::Ignore | Fault::Probe) | None => send(),
+        }
+    });
+    isize::try_from(result).unwrap()
+}
+
+/// So many messages come in one part of a dump.
+const PART: usize = 3;
+
+/// A netlink message: type, what its family has in front, and its attributes.
+fn message(kind: u16, fixed: &[u8], attributes: &[Vec<u8>]) -> Vec<u8> {
+    let body = [fixed, &attributes.concat()].concat();
+    let length = u32::try_from(16 + body.len()).unwrap();
+    [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[2, 0], &[0; 8], &body].concat()
+}
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).unwrap();
+    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn octets(ip: IpAddr) -> (c_int, Vec<u8>) {
+    match ip {
+        IpAddr::V4(ip) => (AF_INET, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (AF_INET6, ip.octets().to_vec()),
+    }
+}
+
+impl Kernel {
+    /// What rtnetlink answers to a request for all addresses or routes: the name of the table, and the messages.
+    /// Sources: Linux `net/ipv4/devinet.c`, `fib_semantics.c` (fib_dump_info), `net/ipv6/route.c`.
+    fn rtnetlink(&self, request: &[u8]) -> (&'static str, Vec<Vec<u8>>) {
+        const DONE: u16 = 3;
+        let kind = u16::from_ne_bytes([request[4], request[5]]);
+        let family = c_int::from(request[16]);
+        let name = if kind == libc::RTM_GETADDR { "addresses" } else { "routes" };
+        let table = self.tree.get(name).unwrap_or_default();
+        let mut messages: Vec<Vec<u8>> = Vec::new();
+        for line in table.lines() {
+            let field: Vec<&str> = line.split(' ').collect();
+            messages.extend(match kind {
+                libc::RTM_GETADDR => Some(self.address_message(field[0], field[1].parse().unwrap())),
+                libc::RTM_GETROUTE => self.route_message(family, field[0], field[1], &field[2..]),
+                other => panic!("netlink request {other}"),
+            });
+        }
+        messages.push(message(DONE, &[0; 4], &[]));
+        (name, messages)
+    }
+
+    /// The number of an interface; of one that the host's tree does not show, one that nothing else has.
+    fn interface(&self, name: &str) -> [u8; 4] {
+        let number = self.tree.get(format!("sys/class/net/{name}/ifindex"));
+        number.map_or(4711u32, |number| number.parse().unwrap()).to_ne_bytes()
+    }
+
+    fn address_message(&self, netdev: &str, ip: IpAddr) -> Vec<u8> {
+        let (family, octets) = octets(ip);
+        let fixed = [&[u8::try_from(family).unwrap(), 24, 0, 0][..], &self.interface(netdev)].concat();
+        let mut attributes = vec![attribute(libc::IFA_ADDRESS, &octets)];
+        if ip.is_ipv4() {
+            attributes.push(attribute(libc::IFA_LOCAL, &octets));
+        }
+        message(libc::RTM_NEWADDR, &fixed, &attributes)
+    }
+
+    /// `to` is a network with its bits. Next hops are interfaces, or `blackhole`.
+    fn route_message(&self, family: c_int, to: &str, metric: &str, hops: &[&str]) -> Option<Vec<u8>> {
+        const MAIN: u8 = 254;
+        let (network, bits) = to.split_once('/').unwrap();
+        let (of, octets) = octets(network.parse().unwrap());
+        if of != family {
+            return None;
+        }
+        let bits: u8 = bits.parse().unwrap();
+        let kind = if hops == ["blackhole"] { 6 } else { 1 };
+        let fixed = [u8::try_from(family).unwrap(), bits, 0, 0, MAIN, 3, 0, kind, 0, 0, 0, 0];
+        let mut attributes = vec![attribute(libc::RTA_PRIORITY, &metric.parse::<u32>().unwrap().to_ne_bytes())];
+        if bits > 0 {
+            attributes.push(attribute(libc::RTA_DST, &octets));
+        }
+        match hops {
+            ["blackhole"] => {}
+            [only] => attributes.push(attribute(libc::RTA_OIF, &self.interface(only))),
+            several => {
+                let hop = |name: &&str| [&[8, 0, 0, 0][..], &self.interface(name)].concat();
+                let hops: Vec<Vec<u8>> = several.iter().map(hop).collect();
+                attributes.push(attribute(libc::RTA_MULTIPATH, &hops.concat()));
+            }
+        }
+        Some(message(libc::RTM_NEWROUTE, &fixed, &attributes))
     }
 }
 
 /// A line of `faults`: `VERB errno NAME PATH [VALUE]`, `VERB hang PATH [VALUE]`, `VERB ignore PATH [VALUE]`, or
 /// `VERB probe PATH [VALUE]`: right before the attribute is written, the kernel itself probes its device.
 ///
-/// VERB is `open` (of what is there already), `create`, `write`, `rename`, `symlink`, `unlink` or `mkdir`. PATH is the
+/// VERB is `netlink` (PATH is `addresses` or `routes`), `open` (of what is there already), `create`, `write`, `rename`, `symlink`, `unlink` or `mkdir`. PATH is the
 /// end of the file's real path, VALUE what is written. A hang ends when its line is taken out of the file, and then the
 /// call is made after all, as a driver that sleeps for long does.
 enum Fault {

@@ -5,6 +5,7 @@ mod hook {
     mod bad_input;
     mod domain_parser;
     mod filters;
+    mod guard;
     mod isolation;
     mod kernel_failures;
     mod kills;

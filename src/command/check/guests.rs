@@ -1,15 +1,14 @@
 //! Guests' definitions: what they ask pools for, which devices they name, and whether their memory can be locked.
 
-use super::pools::beside;
 use super::{Context, Finding, Id, Severity};
 use host::libvirt::{definitions, runtime};
 use host::parked::Parked;
-use host::pci::sysfs;
+use host::pci::sysfs::{self, PciView};
 use model::domain::{Domain, Request};
 use model::error::{Error, Result};
+use model::plan::Cause;
 use model::text::shell_word;
 use serde::Deserialize;
-use std::collections::BTreeSet;
 use std::path::Path;
 
 impl Context<'_> {
@@ -79,34 +78,27 @@ impl Context<'_> {
         })
     }
 
-    /// The devices that a stopped guest has by their addresses.
+    /// What the hook would refuse the start of a stopped guest for. That another guest has a device now is no fault: two
+    /// guests may take turns. A device of a pool is the reconciler's to choose.
     fn devices(&self, guest: &str, domain: &Domain) -> Result<Vec<Finding>> {
-        let assigned = domain.assigned();
         let mut findings = Vec::new();
-        let mut groups = BTreeSet::new();
-        for wanted in assigned.iter().filter(|wanted| wanted.pool.is_none()) {
-            let address = wanted.address;
-            let cannot = |why: String| Finding::failure(Id::Guest, format!("Guest '{guest}' cannot start: {why}"));
-            let Some(device) = sysfs::identity(self.host, address)? else {
-                // VFs go with a PF that another guest has.
-                if self.store.owner(address)?.is_none() {
-                    let remedy = format!("See `lspci -D`, and correct it with `virsh edit {}`", shell_word(guest));
-                    let why = format!("there is no PCI device {address} on this host");
-                    findings.push(cannot(why).cured_by(remedy));
-                }
-                continue;
-            };
-            let Some(group) = device.group.filter(|_| self.store.owner(address).is_ok_and(|owner| owner.is_none()))
-            else {
-                continue;
-            };
-            if !groups.insert(group) {
-                continue;
+        let mut open = domain.assigned();
+        open.retain(|device| device.pool.is_none());
+        let view = self.view();
+        while let Some(refusal) = view.refusal(Some(guest), &open)? {
+            if !matches!(refusal.cause, Cause::Guest(_)) {
+                let what = format!("Guest '{guest}' cannot start: {}", refusal.why.reason());
+                let finding = Finding::failure(Id::Guest, what);
+                findings.push(match refusal.why.what_to_do() {
+                    Some(remedy) => finding.cured_by(remedy),
+                    None => finding,
+                });
             }
-            if let Some((needed, need)) = self.guard(&assigned, group)? {
-                let why = format!("{}: {need}", beside(needed, &assigned, group));
-                findings.push(cannot(why).cured_by(self.guard_remedy(needed, &need)));
-            }
+            // What is wrong with the others has to be seen to as well; of a group, which goes as a whole, once is enough.
+            let Some(device) = refusal.device else { break };
+            let group_of = |address| view.pci.identity(address).ok().flatten().and_then(|device| device.group);
+            let group = group_of(device);
+            open.retain(|other| other.address != device && (group.is_none() || group_of(other.address) != group));
         }
         Ok(findings)
     }

@@ -14,15 +14,11 @@ use crate::output;
 use anstyle::{AnsiColor, Style};
 use host::config::pool::Pools;
 use host::config::settings;
-use host::guard;
 use host::log::Log;
 use host::paths::Host;
-use host::pci::sysfs;
 use lease::records::Records;
-use model::address::PciAddress;
-use model::domain::Assigned;
+use lease::view::View;
 use model::error::{Error, Result};
-use model::host_use::HostUse;
 use model::settings::Settings;
 use model::text::one_line;
 use serde::Serialize;
@@ -237,30 +233,9 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// The first device of a group that the guard would keep from a guest which has these devices, and why. What
-    /// another guest has now is no matter of the host's.
-    fn guard(&self, own: &[Assigned], group: u32) -> Result<Option<(PciAddress, HostUse)>> {
-        for member in sysfs::group_members(self.host, group)? {
-            let Some(device) = sysfs::identity(self.host, member)? else { continue };
-            if device.is_bridge() || self.store.owner(member)?.is_some() {
-                continue;
-            }
-            if !device.in_vfio_use && (!device.on_host_driver() || self.settings.allows(member)) {
-                continue;
-            }
-            let is_asked_for = own.iter().any(|own| own.address == member && own.managed);
-            let need = guard::of(self.host, member, self.settings.deadline())?;
-            if let Some(need) = need.filter(|need| need.is_vital() || !is_asked_for) {
-                return Ok(Some((member, need)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// What the guard's refusal is cured by.
-    fn guard_remedy(&self, device: PciAddress, need: &HostUse) -> String {
-        let settings = self.host.settings();
-        format!("{}, or allow it with <allow address='{device}'/> in {}", need.remedy(), settings.display())
+    /// A reading of the host that begins now: what the hook's own decision is made of.
+    fn view(&self) -> View<'_> {
+        View::new(self.host, &self.store, &self.settings)
     }
 }
 

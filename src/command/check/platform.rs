@@ -74,7 +74,7 @@ fn iommu(host: &Host, words: &[String]) -> Finding {
         let name = match vendor {
             Vendor::Intel => "VT-d",
             Vendor::Amd => "AMD-Vi (IOMMU)",
-            Vendor::Other => "the IOMMU",
+            Vendor::Other => return not_found(host, &off),
         };
         let then = boot::remedy(host, vendor.words(), &off);
         return Finding::failure(ID, "The IOMMU is off: the firmware tells of none")
@@ -93,6 +93,15 @@ fn iommu(host: &Host, words: &[String]) -> Finding {
     Finding::failure(ID, "The IOMMU is off: the kernel was not told to switch it on")
         .shown_by(format!("{line} has {why}"))
         .cured_by(boot::remedy(host, vendor.words(), &off))
+}
+
+/// Other architectures than x86: the kernel uses an SMMU without being told to, if firmware or device tree describe it.
+fn not_found(host: &Host, off: &[&str]) -> Finding {
+    let remedy = "Switch the IOMMU (Arm calls it SMMU) on in the firmware's setup, or update the firmware; \
+                  `dmesg | grep -i -e iommu -e smmu` says what the kernel has found";
+    Finding::failure(Id::Iommu, "The IOMMU is off: the kernel has found none")
+        .shown_by_file(host.path("sys/kernel/iommu_groups"))
+        .cured_by(if off.is_empty() { remedy.to_owned() } else { boot::remedy(host, &[], off) })
 }
 
 /// Those of these words that the kernel was booted with.

@@ -2,14 +2,13 @@
 
 use super::{Context, Finding, Id, Severity};
 use host::config::pool::{Pf, Pool};
-use host::guard;
+use host::guard::{self, Guard};
 use host::libvirt::networks;
 use host::pci::sysfs;
 use lease::vfs;
-use model::address::PciAddress;
 use model::device::PciDevice;
-use model::domain::Assigned;
 use model::error::{Error, Result};
+use model::plan::Cause;
 use std::collections::BTreeMap;
 
 const ID: Id = Id::Pool;
@@ -145,9 +144,12 @@ impl Context<'_> {
             );
         }
         let mut elsewhere = Vec::new();
+        let guard = Guard::new(host, self.settings.deadline());
         for vf in sysfs::vfs_of(host, address)? {
             let Some(vf) = sysfs::identity(host, vf)? else { continue };
-            if !vf.on_vfio && self.store.owner(vf.address)?.is_none() {
+            // One that the host uses stays with it, and is told below.
+            let is_ready = vf.on_vfio || self.store.owner(vf.address)?.is_some();
+            if !is_ready && guard.of(vf.address)?.is_none() {
                 elsewhere.push(vf);
             }
         }
@@ -209,42 +211,21 @@ impl Context<'_> {
         let unusable = |why: &str| {
             Finding::failure(Id::Group, format!("No guest can have {devices}: {why}")).shown_by_file(&folder)
         };
-        for address in sysfs::group_members(self.host, group)? {
-            let Some(other) = sysfs::identity(self.host, address)? else { continue };
-            if other.on_host_driver() && members.iter().any(|member| member.physfn == Some(address)) {
-                let why = format!(
-                    "the PF {address} is in the same IOMMU group {group}, as no port between them has ACS; it would go to the \
-                     guest, too, and the VFs would vanish"
-                );
-                let remedy = format!(
-                    "Put the card into a slot whose port has ACS (`lspci -vv` shows it), or list the PF itself, as <address>, \
-                     in {}",
-                    pool.file.display()
-                );
-                return Ok(Some(unusable(&why).cured_by(remedy)));
-            }
-            // What has a bridge's header may stay on its driver; VFIO minds the others, and we do not touch them.
-            if other.is_bridge() && other.is_endpoint() && other.on_host_driver() {
-                let why = format!("the host's bridge {address} is in the same IOMMU group {group}");
-                return Ok(Some(unusable(&why).cured_by("Put the card into another slot")));
+        let view = self.view();
+        let mut first = None;
+        for member in members {
+            match view.refusal(None, &[pool.assigned(member.address)])? {
+                Some(refusal) if !matches!(refusal.cause, Cause::Guest(_)) => _ = first.get_or_insert(refusal),
+                // Another guest has it now, or a guest could have it.
+                _ => return Ok(None),
             }
         }
-        let own: Vec<Assigned> = members
-            .iter()
-            .map(|member| Assigned { address: member.address, managed: pool.managed, pool: None })
-            .collect();
-        Ok(self.guard(&own, group)?.map(|(address, need)| {
-            unusable(&format!("{}: {need}", beside(address, &own, group))).cured_by(self.guard_remedy(address, &need))
+        let Some(refusal) = first else { return Ok(None) };
+        let finding = unusable(refusal.why.reason());
+        Ok(Some(match refusal.why.what_to_do() {
+            Some(remedy) => finding.cured_by(remedy),
+            None => finding,
         }))
-    }
-}
-
-/// The device that the guard keeps, as it stands to those that are asked for.
-pub(super) fn beside(address: PciAddress, own: &[Assigned], group: u32) -> String {
-    if own.iter().any(|own| own.address == address) {
-        format!("the host uses {address}")
-    } else {
-        format!("the host uses {address} of the same IOMMU group {group}")
     }
 }
 

@@ -13,11 +13,17 @@ use model::address::PciAddress;
 use model::device::PciDevice;
 use model::domain::{Assigned, Domain};
 use model::error::{Error, Result};
+use model::lease::Role;
 
 pub(super) fn explain(host: &Host, leases: &Leases, view: &View, address: PciAddress) -> Result<DeviceReport> {
-    let assigned = [Assigned { address, managed: true, pool: None }];
+    let device = view.pci.identity(address)?;
+    let mut pools = leases.pools().pools.iter();
+    let pool = device.as_ref().and_then(|device| pools.find(|pool| pool.has_member(&view.pci, device)));
+    // As a guest has it that asks its pool for it; of no pool, as one that names it.
+    let fixed = Assigned { address, managed: true, pool: None };
+    let assigned = [pool.map_or(fixed, |pool| pool.assigned(address))];
     let forecast = leases.preview_devices(view, None, &assigned);
-    let Some(found) = view.pci.identity(address)? else {
+    let Some(found) = device else {
         return Err(match forecast {
             // These words tell who has taken it away, if anybody has.
             Err(refusal) => refusal.why,
@@ -34,7 +40,7 @@ pub(super) fn explain(host: &Host, leases: &Leases, view: &View, address: PciAdd
     let numa_node = files::read_optional(&folder.join("numa_node"))?;
     let mut netdevs = files::names(&folder.join("net"))?;
     netdevs.sort_unstable();
-    let pools = &leases.pools().pools;
+    let role = if assigned[0].managed { Role::Managed } else { Role::Unmanaged };
     Ok(DeviceReport {
         address,
         id: found.id,
@@ -47,11 +53,11 @@ pub(super) fn explain(host: &Host, leases: &Leases, view: &View, address: PciAdd
         totalvfs: if folder.join("sriov_totalvfs").exists() { Some(sysfs::totalvfs(host, address)?) } else { None },
         vfs: view.pci.vfs_of(address)?,
         group: found.group,
-        members: members(host, view, &found)?,
-        pool: pools.iter().find(|pool| pool.has_member(&view.pci, &found)).map(|pool| pool.name.clone()),
+        members: members(view, &found)?,
+        pool: pool.map(|pool| pool.name.clone()),
         lease: lease(host, view, address)?,
-        used_by: match standing(host, view, &found)? {
-            Some(Standing::Needed { by }) => Some(by),
+        used_by: match standing(view, &found, role, assigned[0].names(&found)) {
+            Some(Standing::InUse { by }) => Some(by),
             _ => None,
         },
         pointed_at_by: pointers(host, address)?,
@@ -63,8 +69,13 @@ pub(super) fn explain(host: &Host, leases: &Leases, view: &View, address: PciAdd
     })
 }
 
+/// Whether a member of a group vanishes with another one.
+fn goes_with(member: &PciDevice, all: &[PciAddress]) -> bool {
+    member.physfn.or(member.controller).is_some_and(|other| all.contains(&other))
+}
+
 /// The other members of the group.
-fn members(host: &Host, view: &View, device: &PciDevice) -> Result<Vec<Member>> {
+fn members(view: &View, device: &PciDevice) -> Result<Vec<Member>> {
     let Some(group) = device.group else { return Ok(Vec::new()) };
     let all = view.pci.group_members(group)?;
     let mut members = Vec::new();
@@ -73,10 +84,10 @@ fn members(host: &Host, view: &View, device: &PciDevice) -> Result<Vec<Member>> 
         let (fate, why) = if member.is_bridge() {
             (Fate::Bridge, None)
         } else {
-            match standing(host, view, &member)? {
+            match standing(view, &member, Role::Sibling, false) {
                 Some(Standing::Leased { guest }) => (Fate::Leased, Some(guest)),
-                Some(Standing::Needed { by }) => (Fate::Needed, Some(by)),
-                _ if member.physfn.is_some_and(|pf| all.contains(&pf)) => (Fate::Vanishes, None),
+                Some(Standing::InUse { by }) => (Fate::Needed, Some(by)),
+                _ if goes_with(&member, &all) => (Fate::Vanishes, None),
                 _ if member.on_vfio => (Fate::Stays, None),
                 _ => (Fate::Detached, None),
             }
@@ -86,13 +97,10 @@ fn members(host: &Host, view: &View, device: &PciDevice) -> Result<Vec<Member>> 
     Ok(members)
 }
 
-/// Who has a device, or why it is needed. What cannot be found out counts as needed, as it does for the hook.
-fn standing(host: &Host, view: &View, device: &PciDevice) -> Result<Option<Standing>> {
-    Ok(match view.standing_of_member(None, device) {
-        Ok(Some(Standing::Needed { by })) => Some(Standing::Needed { by: with_guest(host, by)? }),
-        Ok(standing) => standing,
-        Err(error) => Some(Standing::Needed { by: error.to_string() }),
-    })
+/// Who has a device, or why the host needs it. What cannot be found out counts as needed, as it does for the hook.
+fn standing(view: &View, device: &PciDevice, role: Role, is_named: bool) -> Option<Standing> {
+    let found = view.standing_of_member(device, role, is_named);
+    found.unwrap_or_else(|error| Some(Standing::InUse { by: error.to_string() }))
 }
 
 fn lease(host: &Host, view: &View, address: PciAddress) -> Result<Option<DeviceLease>> {
@@ -108,17 +116,6 @@ fn lease(host: &Host, view: &View, address: PciAddress) -> Result<Option<DeviceL
         driver_before: held.and_then(|held| held.driver.clone()),
         guest,
     }))
-}
-
-/// A process that turns out to be a guest's QEMU is known better by the guest's name.
-fn with_guest(host: &Host, by: String) -> Result<String> {
-    for file in files::names(&host.path("run/libvirt/qemu"))? {
-        let Some(guest) = file.strip_suffix(".pid") else { continue };
-        if runtime::qemu(host, guest).is_some_and(|qemu| by.starts_with(&format!("process {} ", qemu.pid))) {
-            return Ok(format!("{by}; it is guest '{guest}'"));
-        }
-    }
-    Ok(by)
 }
 
 /// The definitions that have this device. One that cannot be understood has none that libvirt would start.

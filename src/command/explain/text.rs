@@ -34,7 +34,7 @@ pub(super) fn device(device: &DeviceReport) -> Vec<String> {
     match device.group {
         Some(group) if device.members.is_empty() => lines.push(labelled("IOMMU group", format!("{group}, alone"))),
         Some(group) => lines.push(labelled("IOMMU group", format!("{group}, with"))),
-        None => lines.push(labelled("IOMMU group", "none: the IOMMU is off")),
+        None => lines.push(labelled("IOMMU group", "none")),
     }
     lines.extend(device.members.iter().map(member));
     if let Some(pool) = &device.pool {

@@ -19,6 +19,7 @@ use lease::availability::Standing;
 use lease::life::Life;
 use lease::records::Records;
 use model::address::PciAddress;
+use model::domain::Assigned;
 use model::error::{Error, Result};
 use model::lease::{LeaseState, Role};
 use model::settings::Settings;
@@ -244,6 +245,7 @@ impl Listing {
             store: &store,
             snapshot: &now.pci,
             now: &now,
+            pools: &pools.pools,
             parked: BTreeMap::new(),
             devices: RefCell::default(),
             numa: RefCell::default(),
@@ -315,6 +317,7 @@ struct View<'a> {
     store: &'a Records<'a>,
     snapshot: &'a Snapshot<'a>,
     now: &'a lease::view::View<'a>,
+    pools: &'a [Pool],
     /// Who is parked where.
     parked: BTreeMap<PciAddress, Vec<String>>,
     devices: RefCell<BTreeMap<PciAddress, DeviceView>>,
@@ -435,23 +438,20 @@ impl View<'_> {
     }
 
     fn state(&self, address: PciAddress) -> Result<DeviceState> {
-        Ok(match self.now.standing(None, address)? {
+        let device = self.snapshot.identity(address)?;
+        let is_member = |pool: &&Pool| device.as_ref().is_some_and(|device| pool.has_member(self.snapshot, device));
+        let fixed = Assigned { address, managed: true, pool: None };
+        let wanted = self.pools.iter().find(is_member).map_or(fixed, |pool| pool.assigned(address));
+        Ok(match self.now.standing(None, &wanted)? {
             Standing::Free => match self.parked.get(&address) {
                 Some(guests) => DeviceState::Parked { guests: guests.clone() },
                 None => DeviceState::Free,
             },
             Standing::Leased { guest } => self.leased(address, guest)?,
-            Standing::Needed { by } => DeviceState::InUse { by },
-            Standing::Missing => match (self.snapshot.identity(address)?, self.store.owner(address)?) {
-                (Some(device), _) if device.is_bridge() => DeviceState::Bridge,
-                (Some(_), _) => DeviceState::Attention {
-                    guest: None,
-                    why: "it is in no IOMMU group; is the IOMMU switched on?".to_owned(),
-                },
-                // The VFs of a PF that a guest has are gone, and will be back.
-                (None, Some(guest)) => self.leased(address, guest)?,
-                (None, None) => DeviceState::Missing { why: "there is no PCI function at this address".to_owned() },
-            },
+            Standing::InUse { by } => DeviceState::InUse { by },
+            Standing::Unusable { .. } if device.is_some_and(|device| device.is_bridge()) => DeviceState::Bridge,
+            Standing::Unusable { why } => DeviceState::Attention { guest: None, why },
+            Standing::Missing => DeviceState::Missing { why: "there is no PCI function at this address".to_owned() },
         })
     }
 
@@ -514,12 +514,9 @@ impl View<'_> {
         for address in sysfs::functions(self.host)? {
             let mut device = self.device(address);
             device.pool = members.get(&address).map(|pool| (*pool).to_owned());
-            let is_bridge =
-                self.snapshot.identity(address).is_ok_and(|device| device.is_some_and(|device| device.is_bridge()));
-            if is_bridge && device.pool.is_none() && !matches!(device.state, DeviceState::Leased { .. }) {
-                device.state = DeviceState::Bridge;
-            }
-            if let (DeviceState::Free, Some(pool)) = (&device.state, pfs.get(&address)) {
+            // Of a PF that no guest has itself, that says more than who has one of its VFs.
+            let has_no_lease = matches!(device.state, DeviceState::Free | DeviceState::Leased { role: None, .. });
+            if let (true, Some(pool)) = (has_no_lease, pfs.get(&address)) {
                 device.state = DeviceState::InUse { by: format!("its VFs are pool '{pool}'") };
             }
             groups.entry(device.iommu_group).or_default().push(device);

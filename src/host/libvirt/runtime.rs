@@ -1,5 +1,6 @@
 //! What runs of libvirt, by the files that it keeps: its daemon, the guests' QEMU, their XML.
 
+use crate::files;
 use crate::paths::Host;
 use crate::process::{self, Stat};
 use model::lease::Process;
@@ -38,6 +39,13 @@ pub fn qemu(host: &Host, guest: &str) -> Option<Process> {
         guest == "driver" && [libvirtd(host), starter(host)].iter().flatten().any(|daemon| daemon == process)
     };
     process::with_pid(host, pid).filter(|process| !is_libvirtd(process))
+}
+
+/// The guest whose QEMU has this pid.
+pub fn guest_of(host: &Host, pid: i32) -> Option<String> {
+    let names = files::names(&host.path("run/libvirt/qemu")).ok()?;
+    let mut guests = names.iter().filter_map(|file| file.strip_suffix(".pid"));
+    guests.find(|guest| qemu(host, guest).is_some_and(|qemu| qemu.pid == pid)).map(str::to_owned)
 }
 
 /// A running guest's XML as libvirt keeps it, inside of its own status. `None`: it does not run.

@@ -261,7 +261,7 @@ impl Binder<'_> {
             return Ok(false);
         }
         if let Some(group) = device.group.filter(|_| current != wanted) {
-            if let Some(holder) = open_files::holder_of_group(self.host, group)? {
+            if let Some(holder) = open_files::vfio_holder(self.host, address, Some(group))? {
                 return Err(Error::new(format!(
                     "Cannot reattach {address} to the host: {holder} has its IOMMU group {group} open"
                 ))

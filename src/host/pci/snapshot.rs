@@ -17,6 +17,8 @@ pub struct Snapshot<'a> {
     devices: Memory<PciAddress, Result<Option<PciDevice>>>,
     vfs: Memory<PciAddress, Result<Vec<PciAddress>>>,
     members: Memory<u32, Result<Vec<PciAddress>>>,
+    platform: Memory<u32, Result<Vec<String>>>,
+    behind: Memory<PciAddress, Result<Vec<PciAddress>>>,
     netdevs: Memory<String, Option<PciAddress>>,
     /// For a snapshot of all functions.
     groups: Option<OnceCell<Groups>>,
@@ -38,6 +40,8 @@ impl<'a> Snapshot<'a> {
             devices: Memory::default(),
             vfs: Memory::default(),
             members: Memory::default(),
+            platform: Memory::default(),
+            behind: Memory::default(),
             netdevs: Memory::default(),
             groups: None,
         }
@@ -98,6 +102,14 @@ impl PciView for Snapshot<'_> {
             Some(_) => Ok(Vec::new()),
             None => sysfs::vfs_of(self.host, *pf),
         })
+    }
+
+    fn platform_members(&self, group: u32) -> Result<Vec<String>> {
+        self.platform.get(group, |group| sysfs::platform_members(self.host, *group))
+    }
+
+    fn functions_behind(&self, address: PciAddress) -> Result<Vec<PciAddress>> {
+        self.behind.get(address, |address| sysfs::functions_behind(self.host, *address))
     }
 
     fn function_of(&self, netdev: &str) -> Option<PciAddress> {

@@ -3,7 +3,7 @@
 //! Knows nothing of guests and leases. Attributes become types here, and nowhere else.
 //! Sources: Linux `Documentation/ABI/testing/sysfs-bus-pci`, `Documentation/PCI/pci-iov-howto.rst`.
 
-use crate::files::{attribute, link_name, link_number, names, number, read, read_optional, required};
+use crate::files::{attribute, gone, link_name, link_number, names, number, read, read_optional, required};
 use crate::paths::Host;
 use crate::pci::ports::function_of;
 use crate::syscall;
@@ -12,11 +12,11 @@ use model::device::PciDevice;
 use model::error::{Error, Result};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Who tells of functions: a [`Host`] as they are at the moment of each question, a [`Snapshot`](super::snapshot::Snapshot) as they were at the first.
@@ -35,6 +35,16 @@ pub trait PciView {
 
     /// As [`vfs_of`].
     fn vfs_of(&self, pf: PciAddress) -> Result<Vec<PciAddress>>;
+
+    /// As [`platform_members`].
+    fn platform_members(&self, group: u32) -> Result<Vec<String>> {
+        platform_members(self.host(), group)
+    }
+
+    /// As [`functions_behind`].
+    fn functions_behind(&self, address: PciAddress) -> Result<Vec<PciAddress>> {
+        functions_behind(self.host(), address)
+    }
 
     /// As [`function_of`].
     fn function_of(&self, netdev: &str) -> Option<PciAddress>;
@@ -127,22 +137,81 @@ pub(super) fn identity_in(
     let Some(vendor) = attribute(&folder.join("vendor"))? else { return Ok(None) };
     let driver = link_name(&folder.join("driver"))?;
     let physfn = host.physfn(address)?;
+    // A VF is always an endpoint (PCI Express, SR-IOV: "VF header type"), and lives and dies with its PF.
+    let header = if physfn.is_some() { 0 } else { header_type(&folder.join("config"))? };
+    let answers = header != ALL_ONES;
     let on_vfio = gives_to_vfio(driver.as_deref(), &folder);
     Ok(Some(PciDevice {
         address,
         id: PciId { vendor: number(&folder.join("vendor"), &vendor)?, device: required(&folder.join("device"))? },
         class: required(&folder.join("class"))?,
-        // A VF is always an endpoint (PCI Express, SR-IOV: "VF header type").
-        header_type: if physfn.is_some() { 0 } else { header_type(&folder.join("config"))? },
+        answers,
+        // The multi-function bit says nothing of the type.
+        header_type: if answers { header & 0x7f } else { 0 },
         driver,
         on_vfio,
         in_vfio_use: on_vfio && attribute(&folder.join("enable"))?.is_some_and(|count| count != "0"),
         driver_override: None,
         group: group()?,
         physfn,
+        controller: controller_of(&folder)?,
         numvfs: 0,
         drivers_autoprobe: None,
     }))
+}
+
+/// What a function reads that does not answer. No header has this type.
+const ALL_ONES: u8 = 0xff;
+
+/// The nearest function above this one that is no bridge: it has a PCI domain of its own below it (`…/0000:00:0e.0/pci10000:00/…`).
+fn controller_of(folder: &Path) -> Result<Option<PciAddress>> {
+    let way = match fs::read_link(folder) {
+        Ok(way) => way,
+        Err(cause) if gone(&cause) => return Ok(None),
+        Err(cause) => return Err(Error::io("read the link", folder, &cause)),
+    };
+    let way: Vec<&str> = way.iter().filter_map(OsStr::to_str).collect();
+    let domain = way.iter().rposition(|part| part.starts_with("pci"));
+    Ok(domain.and_then(|domain| way[..domain].last()?.parse().ok()))
+}
+
+/// The functions in the PCI domains that a function's driver has brought about, at any depth; none for nearly all.
+pub fn functions_behind(host: &Host, address: PciAddress) -> Result<Vec<PciAddress>> {
+    let folder = host.device(address);
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = names(&folder)?
+        .into_iter()
+        .filter(|name| name.starts_with("pci") && name.contains(':'))
+        .map(|name| folder.join(name))
+        .collect();
+    while let Some(folder) = open.pop() {
+        for name in names(&folder)? {
+            if let Ok(address) = name.parse::<PciAddress>() {
+                found.push(address);
+                open.push(folder.join(name));
+            }
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Members of an IOMMU group that are no PCI functions and have a driver, as `NAME is on DRIVER`: VFIO refuses such a group.
+pub fn platform_members(host: &Host, group: u32) -> Result<Vec<String>> {
+    let folder = host.group_devices(group);
+    let mut members = Vec::new();
+    for name in names(&folder)?.into_iter().filter(|name| name.parse::<PciAddress>().is_err()) {
+        if let Some(driver) = link_name(&folder.join(&name).join("driver"))?.filter(|driver| !driver.contains("vfio")) {
+            members.push(format!("{name} is on {driver}"));
+        }
+    }
+    members.sort_unstable();
+    Ok(members)
+}
+
+/// Whether the IOMMU is on: any device has a group.
+pub fn iommu_is_on(host: &Host) -> Result<bool> {
+    Ok(!names(&host.path("sys/kernel/iommu_groups"))?.is_empty())
 }
 
 /// The IOMMU group of a function.
@@ -271,5 +340,5 @@ fn header_type(config: &Path) -> Result<u8> {
     fs::File::open(config)
         .and_then(|mut file| file.read_exact(&mut space))
         .map_err(|cause| Error::io("read", config, &cause))?;
-    Ok(space[HEADER_TYPE] & 0x7f)
+    Ok(space[HEADER_TYPE])
 }

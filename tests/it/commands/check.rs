@@ -300,6 +300,25 @@ fn amd_and_firmware_that_has_it_off() {
     }
 }
 
+/// Words for x86 would lead nowhere.
+#[test]
+fn the_iommu_of_arm() {
+    let host = without_iommu("quiet");
+    fs::remove_file(host.path("sys/firmware/acpi/tables/DMAR")).unwrap();
+    host.put("proc/cpuinfo", "processor\t: 0\nCPU implementer\t: 0x41\n");
+    let found = iommu(&host);
+    assert_eq!(found.what, "The IOMMU is off: the kernel has found none");
+    assert!(
+        found.remedy.starts_with("Switch the IOMMU (Arm calls it SMMU) on in the firmware's setup"),
+        "{}",
+        found.remedy
+    );
+    assert!(!found.remedy.contains("grub") && !found.remedy.contains("DMAR"), "{}", found.remedy);
+    host.put("etc/os-release", "ID=rhel\nVERSION_ID=9");
+    host.put("proc/cmdline", "iommu=off");
+    assert_eq!(iommu(&host).remedy, "Run `grubby --update-kernel=ALL --remove-args='iommu=off'`, then reboot");
+}
+
 #[test]
 fn interrupts_that_are_not_remapped() {
     const UNSAFE: &str = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
@@ -755,6 +774,9 @@ fn pfs_and_vfs() {
         )],
     );
     host.move_to(PF, None);
+    let used = "; eth3 is up | /sys/bus/pci/devices/0000:01:00.0/driver | Take eth3 down, then bind it";
+    assert!(wrong(&host)[0].contains(used), "{:?}", wrong(&host));
+    host.put("sys/class/net/eth3/flags", "0x1002\n");
     let found = wrong(&host);
     assert_eq!(
         found[0],
@@ -829,9 +851,9 @@ fn groups_that_are_shared() {
     host.netdev("0000:02:00.1", "em2", true, &["192.0.2.7"]);
     assert!(wrong(&host)[0].starts_with("warning group"), "{:?}", wrong(&host));
     host.pool("pair", &at(0));
-    let refused = "failure group: No guest can have 0000:02:00.0 of pool 'pair': the host uses 0000:02:00.1 of the \
-                   same IOMMU group 30: em2 is up and has the address 192.0.2.7 | /sys/kernel/iommu_groups/30/devices \
-                   | Take em2 down or its address away, or allow it with <allow address='0000:02:00.1'/> in \
+    let refused = "failure group: No guest can have 0000:02:00.0 of pool 'pair': Cannot detach 0000:02:00.1 (sibling \
+                   of 0000:02:00.0): em2 is up and has the address 192.0.2.7 | /sys/kernel/iommu_groups/30/devices | \
+                   Take em2 down or its address away, or allow it with <allow address='0000:02:00.1'/> in \
                    /etc/vfpool/host.xml";
     expect(&host, &[refused]);
     host.settings("<allow address='02:00.1'/>");
@@ -840,8 +862,12 @@ fn groups_that_are_shared() {
     host.add(Device::new("0000:02:00.2").group(30).class(0x06_0100).driver("e1000e"));
     expect(
         &host,
-        &["failure group: No guest can have 0000:02:00.0 of pool 'pair': the host's bridge 0000:02:00.2 is in the \
-           same IOMMU group 30 | /sys/kernel/iommu_groups/30/devices | Put the card into another slot"],
+        &[
+            "failure group: No guest can have 0000:02:00.0 of pool 'pair': 0000:02:00.0 cannot be given to a guest: the \
+           host's bridge 0000:02:00.2 is on e1000e in the same IOMMU group 30, and VFIO takes no group with such a \
+           device on a host driver | /sys/kernel/iommu_groups/30/devices | Put the card into another slot, or use \
+           another device",
+        ],
     );
     // PF and VFs in one.
     let host = ready();
@@ -851,12 +877,10 @@ fn groups_that_are_shared() {
     host.vfpool(&["setup"]).ok();
     expect(
         &host,
-        &[&format!(
-            "failure group: No guest can have 0000:03:10.0 and 1 more of pool 'one': the PF 0000:03:00.0 is in the \
-             same IOMMU group 40, as no port between them has ACS; it would go to the guest, too, and the VFs would \
-             vanish | /sys/kernel/iommu_groups/40/devices | {acs}, or list the PF itself, as <address>, in \
-             /etc/vfpool/pools.d/one.xml"
-        )],
+        &["failure group: No guest can have 0000:03:10.0 and 1 more of pool 'one': 0000:03:10.0 cannot be given to a \
+             guest: its PF 0000:03:00.0 is taken with it, and without the PF's driver the VF vanishes | \
+             /sys/kernel/iommu_groups/40/devices | Put the card into a slot with ACS, so that each VF has an IOMMU \
+             group of its own, or give the guest 0000:03:00.0 alone"],
     );
 }
 
@@ -942,12 +966,13 @@ fn devices_that_guests_name() {
         "web",
         &definition("web", &[], &[hostdev_at("0000:02:00.0", 0, ""), hostdev_at("0000:66:00.0", 1, "")]),
     );
-    let sibling = "failure guest: Guest 'web' cannot start: the host uses 0000:02:00.1 of the same IOMMU group 30: em2 \
+    let sibling = "failure guest: Guest 'web' cannot start: Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): em2 \
                    is up and has the address 192.0.2.7 | /etc/libvirt/qemu/web.xml | Take em2 down or its address \
                    away, or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml";
     let missing = "failure guest: Guest 'web' cannot start: there is no PCI device 0000:66:00.0 on this host | \
-                   /etc/libvirt/qemu/web.xml | See `lspci -D`, and correct it with `virsh edit web`";
-    expect(&host, &[sibling, missing]);
+                   /etc/libvirt/qemu/web.xml | See `lspci -D` for what there is; a guest is corrected with \
+                   `virsh edit`";
+    expect(&host, &[missing, sibling]);
     // As the hook says.
     host.define("web", &definition("web", &[], &[hostdev_at("0000:02:00.0", 0, "")]));
     expect(&host, &[sibling]);
@@ -957,9 +982,9 @@ fn devices_that_guests_name() {
     host.prepare("web", &host.definition("web")).ok();
     // What the guest asks for itself must not be the host's way out.
     host.release("web", "").ok();
-    host.route("em1", "00000000", "00000000", 100);
+    host.route("0.0.0.0/0", 100, &["em1"]);
     assert!(
-        wrong(&host)[0].contains("the host uses 0000:02:00.0: it carries the default route (em1)"),
+        wrong(&host)[0].contains("Cannot detach 0000:02:00.0: it carries the default route (em1)"),
         "{:?}",
         wrong(&host)
     );

@@ -142,7 +142,7 @@ fn pools_do_not_mix() {
     // A whole PF may be one, too.
     host.pool("b", "<address type='pci' bus='0x01' slot='0x00' function='0x0'/>");
     let whole = definition("db", &[("b", 0)], &[hostdev_at(PF, 0, "")]);
-    filter(&host, "migrate", "db", &whole).run().refused_saying(&["guest 'db': ", "guest 'web' has it"]);
+    filter(&host, "migrate", "db", &whole).run().refused_saying(&["guest 'db': ", "0000:01:00.0 (guest 'web')"]);
     host.release("web", "").ok();
     assert_eq!(resolved(&host, "migrate", "db", &whole), "");
 }

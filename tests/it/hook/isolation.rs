@@ -176,7 +176,7 @@ fn one_interface_of_a_function_does_not_hide_another() {
     let web = host.guest("web", FIRST);
     web.prepare().ok();
     host.release("web", "").ok();
-    host.route("eth1", "00000000", "00000000", 0);
+    host.route("0.0.0.0/0", 0, &["eth1"]);
     web.prepare().refused_saying(&["it carries the default route (eth1)"]);
 }
 

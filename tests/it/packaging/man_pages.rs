@@ -559,7 +559,7 @@ fn keys_of_explain() {
         json(&host, &["explain", name], &mut seen);
     }
     host.reconcile().ok();
-    host.route("enp2s0f1", "00000000", "00000000", 100);
+    host.route("0.0.0.0/0", 100, &["enp2s0f1"]);
     for name in [first, second] {
         json(&host, &["explain", name], &mut seen);
     }
@@ -586,5 +586,18 @@ fn metrics_are_those_of_the_program() {
         for state in of_it.filter_map(|line| line.split_once("state=\"")?.1.split('"').next()) {
             assert!(about.contains(state), "{name}: {state}");
         }
+    }
+}
+
+/// The table of what the host uses is the program's own.
+#[test]
+fn each_kind_of_use_is_in_the_table() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/man/vfpool-hook.8")).unwrap();
+    let page = page.replace(r"\(aq", "'");
+    let entries: Vec<&str> = page.split(".TP\n").collect();
+    for kind in model::host_use::HostUse::kinds() {
+        let entry = entries.iter().find(|entry| entry.starts_with(&format!(".B \"{kind}\"\n")));
+        let entry = entry.unwrap_or_else(|| panic!("vfpool-hook(8) has no {kind:?}"));
+        assert_eq!(entry.contains("Not if the guest names the device."), !kind.is_vital(), "{kind}");
     }
 }

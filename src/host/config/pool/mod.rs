@@ -26,6 +26,7 @@ use line::{Line, Members, overlap};
 pub use line::{Pf, PfName, Place};
 use model::address::PciAddress;
 use model::device::PciDevice;
+use model::domain::Assigned;
 use model::error::{Error, Result};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -172,6 +173,11 @@ impl Pools {
 }
 
 impl Pool {
+    /// One of its devices as a guest that asks for it has it.
+    pub fn assigned(&self, address: PciAddress) -> Assigned {
+        Assigned { address, managed: self.managed, pool: Some(self.name.clone()) }
+    }
+
     /// Its PFs as they are now, in file order.
     pub fn pfs(&self, look: &dyn PciView) -> Vec<Result<Pf>> {
         let resolved: Vec<(&Line, Result<Pf>)> =

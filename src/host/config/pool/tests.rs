@@ -12,8 +12,11 @@ fn host(files: &[(&str, &str)]) -> (TempDir, Host) {
     let folder = tempfile::tempdir().unwrap();
     let host = Host::new(folder.path());
     for address in ["01:00.0", "01:10.0", "01:10.2", "02:00.0", "04:00.0", "04:00.1"] {
-        let device = host.device(address.parse().unwrap());
+        let device = host.path(format!("sys/devices/pci0000:00/0000:{address}"));
         fs::create_dir_all(&device).unwrap();
+        let link = host.device(address.parse().unwrap());
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(format!("../../../devices/pci0000:00/0000:{address}"), link).unwrap();
         for (name, text) in [("vendor", "0x8086"), ("device", "0x10c9"), ("class", "0x020000")] {
             fs::write(device.join(name), text).unwrap();
         }
