@@ -1,9 +1,9 @@
 //! `/etc/libvirt/hooks/qemu`: libvirt reports here what happens to a guest.
 //!
-//! `qemu GUEST OPERATION SUBOPERATION EXTRA`, the guest's XML on standard input. Maps that to a [`Leases`] function and its
-//! result to an exit code. Only `prepare` and `start` may fail, and the filters `migrate` and `restore`, whose output libvirt
-//! takes as the guest's XML: it ignores a failing `release`, and kills the running guest after a failing `reconnect`.
-//! Source: libvirt `docs/hooks.rst`.
+//! `qemu GUEST OPERATION SUBOPERATION EXTRA`, the guest's XML on standard input. Maps that to a [`Leases`] function and
+//! its result to an exit code. Only `prepare` and `start` may fail, and the filters `migrate` and `restore`, whose
+//! output libvirt takes as the guest's XML: it ignores a failing `release`, and kills the running guest after a failing
+//! `reconnect`. Source: libvirt `docs/hooks.rst`.
 
 use host::hooks::chain::{CHAINED, Chain, Failed};
 use host::log::Log;
@@ -68,8 +68,8 @@ fn report_panics(root: OsString, may_refuse: bool) {
 }
 
 impl Call {
-    /// Ours comes first, so that the other hooks do not see a start that is refused here. But what they do at `prepare` may
-    /// be what frees a device with managed='no' (it ends the host's desktop); then they come first.
+    /// Ours comes first, so that the other hooks do not see a start that is refused here. But what they do at `prepare`
+    /// may be what frees a device with managed='no' (it ends the host's desktop); then they come first.
     fn run(&self) -> ExitCode {
         let chain = Chain::find(&self.host, &self.log);
         let operation = self.operation();

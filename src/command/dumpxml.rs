@@ -1,4 +1,5 @@
-//! `vfpool dumpxml`: a pool as `virsh net-dumpxml` shows a network, and a device as the element that gives it to a guest.
+//! `vfpool dumpxml`: a pool as `virsh net-dumpxml` shows a network, and a device as the element that gives it to a
+//! guest.
 
 use crate::list::{DeviceState, Filter, Listing, PoolView};
 use crate::output::{all, written};

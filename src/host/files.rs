@@ -67,8 +67,8 @@ pub fn link_number(path: &Path) -> Result<Option<u32>> {
     }
 }
 
-/// A device's attribute of one short line, in one read(2); `None` where there is no such attribute, or the device went away
-/// meanwhile.
+/// A device's attribute of one short line, in one read(2); `None` where there is no such attribute, or the device went
+/// away meanwhile.
 pub(crate) fn attribute(path: &Path) -> Result<Option<String>> {
     let mut text = [0; 64];
     let read = fs::File::open(path).and_then(|mut file| file.read(&mut text));

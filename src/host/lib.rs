@@ -1,4 +1,5 @@
-//! The host, one fact read or one thing written at a time: the kernel's files, processes, libvirt's files, our settings.
+//! The host, one fact read or one thing written at a time: the kernel's files, processes, libvirt's files, our
+//! settings.
 //!
 //! Decides nothing, and never runs virsh.
 

@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The nodes below /dev that processes have open, each with one of them; `None` where nobody has a node open that was asked
-/// about. A VFIO group's node is exclusive, and opening it to find out could make a QEMU that is just starting fail; so the fds
-/// of all processes are looked at.
+/// The nodes below /dev that processes have open, each with one of them; `None` where nobody has a node open that was
+/// asked about. A VFIO group's node is exclusive, and opening it to find out could make a QEMU that is just starting
+/// fail; so the fds of all processes are looked at.
 pub struct OpenNodes(BTreeMap<PathBuf, Holder>);
 
 impl OpenNodes {

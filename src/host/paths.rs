@@ -18,8 +18,8 @@ impl Host {
         Self { root: root.into(), is_dry: false }
     }
 
-    /// The same host for a dry run: what writes to it tells its [`Log`](crate::log::Log) instead. Those that read back what they
-    /// wrote have to know.
+    /// The same host for a dry run: what writes to it tells its [`Log`](crate::log::Log) instead. Those that read back
+    /// what they wrote have to know.
     #[must_use]
     pub fn dry(self) -> Self {
         Self { is_dry: true, ..self }
@@ -107,8 +107,8 @@ impl Host {
     }
 }
 
-/// A guest's name as a file name. libvirt itself makes files of it, so only what it would not allow there, and what would
-/// be hidden or mistaken, is escaped; anything else stays readable.
+/// A guest's name as a file name. libvirt itself makes files of it, so only what it would not allow there, and what
+/// would be hidden or mistaken, is escaped; anything else stays readable.
 pub fn file_name(guest: &str) -> String {
     let mut name = String::with_capacity(guest.len());
     for (index, character) in guest.char_indices() {

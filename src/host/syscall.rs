@@ -54,7 +54,8 @@ fn begin(call: impl FnOnce() -> nix::Result<()>) -> io::Result<Pid> {
     }
 }
 
-/// What `call` writes into its pipe, in a child process as with [`within`]: for what has to read from where the kernel may hang.
+/// What `call` writes into its pipe, in a child process as with [`within`]: for what has to read from where the kernel
+/// may hang.
 ///
 /// # Errors
 /// What `call` returned, or `TimedOut`.

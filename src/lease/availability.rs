@@ -1,5 +1,6 @@
-//! Whether a guest could have a device right now, and who has it if not: the question of everything that chooses among the
-//! members of a pool, and of every view of the host's devices. Answered by the decision about a start itself, [`plan`].
+//! Whether a guest could have a device right now, and who has it if not: the question of everything that chooses among
+//! the members of a pool, and of every view of the host's devices. Answered by the decision about a start itself,
+//! [`plan`].
 //!
 //! Asked without a lock, so the answer is good advice and no more: what decides is the claim, taken under the lock.
 
@@ -65,8 +66,8 @@ impl View<'_> {
         }
     }
 
-    /// Why a start with these devices would be refused, if it would: the hook's own decision, on what can be read without
-    /// waiting for any driver.
+    /// Why a start with these devices would be refused, if it would: the hook's own decision, on what can be read
+    /// without waiting for any driver.
     pub fn refusal(&self, guest: Option<&str>, assigned: &[Assigned]) -> Result<Option<Refusal>> {
         let mut scene = Scene {
             assigned,

@@ -1,5 +1,5 @@
-//! Devices of pools at a start: whether one is of its pool, what to say if it cannot be had, and which to take instead where
-//! libvirt lets a hook say so.
+//! Devices of pools at a start: whether one is of its pool, what to say if it cannot be had, and which to take instead
+//! where libvirt lets a hook say so.
 
 use crate::availability::Standing;
 use crate::life::reservation;
@@ -19,13 +19,13 @@ use model::plan::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// How long a choice is kept for the start that has to follow: libvirt's `prepare` comes in the same call as `restore` and
-/// `migrate`, but QEMU's memory image may have to be opened before.
+/// How long a choice is kept for the start that has to follow: libvirt's `prepare` comes in the same call as `restore`
+/// and `migrate`, but QEMU's memory image may have to be opened before.
 const RESERVED: Duration = Duration::from_secs(60);
 
 impl Leases<'_> {
-    /// The guest's XML with its pooled devices pointed at ones that are free on this host; these are kept for it for a while.
-    /// `None`: it asks no pool for anything.
+    /// The guest's XML with its pooled devices pointed at ones that are free on this host; these are kept for it for a
+    /// while. `None`: it asks no pool for anything.
     pub fn resolve(&self, guest: &str, domain: &Domain, caller: Caller) -> Result<Option<Vec<u8>>> {
         if domain.requests.is_empty() {
             return Ok(None);
@@ -79,8 +79,8 @@ impl Leases<'_> {
         }
     }
 
-    /// A device for each request: the one it has if that is free, else the first free one of its pool that no stopped guest
-    /// is parked at, else any free one.
+    /// A device for each request: the one it has if that is free, else the first free one of its pool that no stopped
+    /// guest is parked at, else any free one.
     fn choose<'d>(
         &self,
         guest: &str,

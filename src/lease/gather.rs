@@ -74,8 +74,8 @@ impl<'a> Facts<'a> {
         Ok(())
     }
 
-    /// Under the lock, drivers are asked about devices. That none of them hangs, vfio-pci's unbinding included, is found out
-    /// before. What others own is not asked about.
+    /// Under the lock, drivers are asked about devices. That none of them hangs, vfio-pci's unbinding included, is
+    /// found out before. What others own is not asked about.
     fn expect_answers(&self, view: &View) -> Result<()> {
         let mut members = BTreeSet::new();
         for wanted in self.assigned {
@@ -127,8 +127,8 @@ impl<'a> Facts<'a> {
         Ok((functions, missing))
     }
 
-    /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is. A reservation that was
-    /// not used in time counts no more, and uses no other guest's turn: two guests may want each other's.
+    /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is. A reservation
+    /// that was not used in time counts no more, and uses no other guest's turn: two guests may want each other's.
     fn owner(&self, address: PciAddress, id: Option<PciId>, view: &View) -> Result<Option<Owner>> {
         let record = |lease: &Lease| lease.held(address).filter(|held| id.is_none_or(|id| held.id == id)).cloned();
         let Some(owner) = view.owner(address)? else { return Ok(None) };

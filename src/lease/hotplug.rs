@@ -1,5 +1,5 @@
-//! A running guest gets one more device, or has lost one. libvirt calls no hook then, so whoever has libvirt do it calls
-//! these: [`Leases::plug`] before, [`Leases::unplug`] after.
+//! A running guest gets one more device, or has lost one. libvirt calls no hook then, so whoever has libvirt do it
+//! calls these: [`Leases::plug`] before, [`Leases::unplug`] after.
 
 use crate::Leases;
 use crate::availability::Standing;
@@ -20,8 +20,8 @@ use model::plan::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Leases<'_> {
-    /// Chooses a free device of a pool for a running guest, adds it to the guest's lease and detaches the rest of its group, as
-    /// at a start; or undoes that. `domain` is the guest as it runs.
+    /// Chooses a free device of a pool for a running guest, adds it to the guest's lease and detaches the rest of its
+    /// group, as at a start; or undoes that. `domain` is the guest as it runs.
     pub fn plug(&self, guest: &str, domain: &Domain, pool: &Pool) -> Result<PciAddress> {
         let mut assigned = domain.assigned();
         // It has these already, whatever the pools say now.
@@ -67,8 +67,8 @@ impl Leases<'_> {
         Ok(address)
     }
 
-    /// Reattaches what was detached for devices that a running guest does not have, or has no more. `has` finds out which it
-    /// has now; if the guest is stopped and started again in between, nothing is done.
+    /// Reattaches what was detached for devices that a running guest does not have, or has no more. `has` finds out
+    /// which it has now; if the guest is stopped and started again in between, nothing is done.
     pub fn unplug(&self, guest: &str, has: impl FnOnce() -> Result<Vec<Assigned>>) -> Result<()> {
         let Some(qemu) = runtime::qemu(self.host, guest) else { return Ok(()) };
         let assigned = has()?;
@@ -79,8 +79,8 @@ impl Leases<'_> {
         Ok(())
     }
 
-    /// The running guests whose leases name more than they use, or a device that could not be reattached: a hot-plug did not
-    /// end, or the guest let go of a device later than it was asked to.
+    /// The running guests whose leases name more than they use, or a device that could not be reattached: a hot-plug
+    /// did not end, or the guest let go of a device later than it was asked to.
     pub fn needing_settlement(&self) -> Result<Vec<String>> {
         let mut guests = Vec::new();
         for guest in self.store.guests()? {
@@ -105,8 +105,8 @@ impl Leases<'_> {
         Ok(false)
     }
 
-    /// Reattaches all that a running guest's lease has beside these devices and their groups. What a process has open stays.
-    /// Whether there was anything.
+    /// Reattaches all that a running guest's lease has beside these devices and their groups. What a process has open
+    /// stays. Whether there was anything.
     fn drop_surplus(
         &self,
         guest: &str,

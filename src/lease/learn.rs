@@ -15,8 +15,8 @@ use std::collections::BTreeSet;
 type Found = (PciDevice, Role);
 
 impl Leases<'_> {
-    /// The guest runs, or libvirt found it running: its lease holds until it stops. A device without a lease is learned as it
-    /// is.
+    /// The guest runs, or libvirt found it running: its lease holds until it stops. A device without a lease is learned
+    /// as it is.
     pub fn runs(&self, guest: &str, domain: &Domain) -> Result<()> {
         let assigned = domain.assigned();
         if self.has_no_devices(guest, &assigned) {
@@ -94,8 +94,8 @@ impl Leases<'_> {
         Ok(found)
     }
 
-    /// Adds functions that a running guest has to its lease. How they were found is not known any more, so they stay on the
-    /// driver they have.
+    /// Adds functions that a running guest has to its lease. How they were found is not known any more, so they stay on
+    /// the driver they have.
     fn adopt_running(&self, guest: &str, found: Vec<Found>, lease: &mut Lease, locked: &Locked) -> Result<()> {
         for (device, role) in found {
             if lease.held(device.address).is_some() {
@@ -111,7 +111,8 @@ impl Leases<'_> {
                 continue;
             }
             self.log.warning(format_args!(
-                "{}: learned from the running guest '{guest}'; it stays on {} when the guest stops, unless libvirt reattaches it",
+                "{}: learned from the running guest '{guest}'; it stays on {} when the guest stops, unless libvirt \
+                 reattaches it",
                 device.address,
                 device.driver.as_deref().unwrap_or("no driver")
             ));

@@ -22,8 +22,8 @@ pub fn left_behind(store: &Records) -> Result<Vec<String>> {
             }
             if !remedies.is_empty() {
                 lines.push(format!(
-                    "{address} ({role} of guest '{}', was on {before}) does not come back by itself any more. When the guest has \
-                     stopped: {}",
+                    "{address} ({role} of guest '{}', was on {before}) does not come back by itself any more. When the \
+                     guest has stopped: {}",
                     one_line(&guest),
                     remedies.join("; ")
                 ));

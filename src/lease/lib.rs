@@ -1,5 +1,5 @@
-//! What happens to a guest, one function each. The hook and the command call these, and nothing else of this crate moves
-//! a device.
+//! What happens to a guest, one function each. The hook and the command call these, and nothing else of this crate
+//! moves a device.
 //!
 //! The order is always the same: the guest's turn, then the short lock to compare and record, then, without the lock,
 //! the devices. Nothing here calls libvirt: its hooks run while it holds the guest.
@@ -128,7 +128,8 @@ impl<'a> Leases<'a> {
                 let what = if lease.state == LeaseState::Pending { "started" } else { "stopped" };
                 let quoted = shell_word(guest);
                 return Err(Error::new(format!("it is just being {what} by libvirt")).remedy(format!(
-                    "Try again when that is over; if `virsh domstate {quoted}` says that it is, run `vfpool reconcile` first"
+                    "Try again when that is over; if `virsh domstate {quoted}` says that it is, run `vfpool reconcile` \
+                     first"
                 )));
             }
             Caller::Admin => _ = self.reattach(guest, &turn, Occasion::Retry),

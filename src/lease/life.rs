@@ -1,4 +1,5 @@
-//! Whether the guest of a lease still uses its devices, or will: facts of this moment, which a lease itself cannot tell.
+//! Whether the guest of a lease still uses its devices, or will: facts of this moment, which a lease itself cannot
+//! tell.
 
 use host::libvirt::runtime;
 use host::paths::Host;

@@ -1,5 +1,5 @@
-//! A start foreseen: the same facts, the same decision and the same steps as of a real one, without the lock, and without
-//! changing anything. What others do meanwhile may make it wrong; so it is for the admin's eyes only.
+//! A start foreseen: the same facts, the same decision and the same steps as of a real one, without the lock, and
+//! without changing anything. What others do meanwhile may make it wrong; so it is for the admin's eyes only.
 
 use crate::Leases;
 use crate::gather::Facts;
@@ -20,8 +20,8 @@ use model::step::Step;
 pub struct Preview {
     /// The guests that are gone and whose devices it would first give back; the guest of the start itself may be one.
     pub left_by: Vec<String>,
-    /// What it would take then, in this order. `None`: that can be told only when those devices are back, as VFs are among
-    /// them.
+    /// What it would take then, in this order. `None`: that can be told only when those devices are back, as VFs are
+    /// among them.
     pub taken: Option<Vec<Acquired>>,
 }
 
@@ -92,8 +92,8 @@ impl Leases<'_> {
         taken.collect()
     }
 
-    /// Makes a scene what it is when a gone guest has given back what it can: all, if libvirt has done its part. Whether that
-    /// is known, as the VFs of a PF are yet to be made.
+    /// Makes a scene what it is when a gone guest has given back what it can: all, if libvirt has done its part.
+    /// Whether that is known, as the VFs of a PF are yet to be made.
     fn suppose_reattached(&self, view: &View, scene: &mut Scene, gone: &str, is_over: bool) -> Result<bool> {
         let Some(lease) = view.lease(gone)? else { return Ok(true) };
         let is_over = is_over || lease.state == LeaseState::Returning || !lease.libvirt_lives(self.host);

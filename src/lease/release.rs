@@ -12,10 +12,11 @@ use model::text::shell_word;
 use std::collections::BTreeSet;
 
 impl Leases<'_> {
-    /// Gives back what a guest that does not run still holds; only `device` and its IOMMU group, if one is given. Returns a line
-    /// that says so.
+    /// Gives back what a guest that does not run still holds; only `device` and its IOMMU group, if one is given.
+    /// Returns a line that says so.
     ///
-    /// `force`: whatever libvirt may still be about to do for this guest, it is over. A device that somebody has open stays.
+    /// `force`: whatever libvirt may still be about to do for this guest, it is over. A device that somebody has open
+    /// stays.
     pub fn release_by_admin(&self, guest: &str, device: Option<PciAddress>, force: bool) -> Result<String> {
         let nothing = || Error::new("it holds nothing; see `vfpool list`");
         if !self.store.has_lease(guest) && self.store.attention(guest)?.is_none() {
@@ -121,8 +122,8 @@ pub struct Unfinished {
 }
 
 impl Leases<'_> {
-    /// The guests without a QEMU whose start or stop libvirt may still be at work on. If libvirt says that such a guest is off,
-    /// its hook was killed, or never called.
+    /// The guests without a QEMU whose start or stop libvirt may still be at work on. If libvirt says that such a guest
+    /// is off, its hook was killed, or never called.
     pub fn unfinished(&self) -> Result<Vec<Unfinished>> {
         let mut unfinished = Vec::new();
         for guest in self.store.guests()? {

@@ -27,7 +27,8 @@ impl Leases<'_> {
         self.detach_all(guest, &devices, |hanging| self.reattach(guest, turn, Occasion::Undo { hanging }))
     }
 
-    /// Detaches devices that are recorded. If one fails, `undo` reattaches them; it gets the device with a call that hangs.
+    /// Detaches devices that are recorded. If one fails, `undo` reattaches them; it gets the device with a call that
+    /// hangs.
     pub(super) fn detach_all<'h>(
         &self,
         guest: &str,

@@ -24,9 +24,9 @@ pub(super) enum Occasion {
 }
 
 impl Leases<'_> {
-    /// Gives back what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record, and
-    /// so is what libvirt itself still has to give back: that is over with the guest's `release`, or when that libvirtd
-    /// has died.
+    /// Gives back what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record,
+    /// and so is what libvirt itself still has to give back: that is over with the guest's `release`, or when that
+    /// libvirtd has died.
     pub(super) fn reattach(&self, guest: &str, _turn: &Turn, occasion: Occasion) -> Result<()> {
         let lease = {
             let locked = self.store.lock()?;
@@ -79,8 +79,8 @@ impl Leases<'_> {
                 Ok(false)
             } else if hanging == Some(held.address) {
                 Err(Error::new(format!(
-                    "{} stays on record until the kernel is done with it; it is reattached at the next start or stop of a \
-                     guest after that",
+                    "{} stays on record until the kernel is done with it; it is reattached at the next start or stop \
+                     of a guest after that",
                     held.address
                 )))
             } else {
@@ -99,8 +99,8 @@ impl Leases<'_> {
         failure.map_or(Ok(()), Err)
     }
 
-    /// What could not be reattached of another guest may go now. Failures are reported and stay on record; a guest whose turn
-    /// is taken is at work on it, or hangs.
+    /// What could not be reattached of another guest may go now. Failures are reported and stay on record; a guest
+    /// whose turn is taken is at work on it, or hangs.
     pub(super) fn retry_others(&self, guest: &str) {
         // (A dry run does not remember it.)
         let libvirtd = runtime::starter(self.host).filter(|_| !self.host.is_dry());

@@ -17,8 +17,8 @@ pub struct Want<'a> {
 /// Where each want is to point, in their order. Whoever comes first chooses first.
 ///
 /// Each gets a free device of its own as long as there are enough; beyond that they share, evenly, and the first to be
-/// started has it. What is free and not shared by more than need be stays, so that nothing is moved without need, nor twice;
-/// with nothing free, all stay. A guest never gets a device twice, nor one that it has besides (`others`).
+/// started has it. What is free and not shared by more than need be stays, so that nothing is moved without need, nor
+/// twice; with nothing free, all stay. A guest never gets a device twice, nor one that it has besides (`others`).
 pub fn assign(
     wants: &[Want],
     free: &BTreeMap<&str, Vec<PciAddress>>,
@@ -92,7 +92,8 @@ impl Places<'_> {
         best.map(|(_, address)| address)
     }
 
-    /// Moves those that share with more than they would elsewhere, but the first of each device; whether there were any.
+    /// Moves those that share with more than they would elsewhere, but the first of each device; whether there were
+    /// any.
     fn even_out(&mut self) -> bool {
         let mut seen = BTreeSet::new();
         let mut has_moved = false;

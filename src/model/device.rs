@@ -12,8 +12,8 @@ pub struct PciDevice {
     pub id: PciId,
     /// Class code, 24 bit: base class, sub-class, interface.
     pub class: u32,
-    /// Whether its configuration space can be read. One that did not come back from a reset, or has lost its link, reads all
-    /// ones, and so does each register of it.
+    /// Whether its configuration space can be read. One that did not come back from a reset, or has lost its link,
+    /// reads all ones, and so does each register of it.
     pub answers: bool,
     /// Layout of its configuration space (offset 0x0e without the multi-function bit): 0 is an endpoint,
     /// 1 a bridge or port, 2 a `CardBus` bridge.
@@ -46,22 +46,22 @@ impl PciDevice {
         self.header_type == 0
     }
 
-    /// Whether it is one of the host's bridges, which are never given to a guest and never touched: one with a bridge's header,
-    /// a host bridge or an ISA bridge. Other kinds of base class 6 with an endpoint's header (an `NVSwitch` is `0680`) are
-    /// endpoints like any other.
+    /// Whether it is one of the host's bridges, which are never given to a guest and never touched: one with a bridge's
+    /// header, a host bridge or an ISA bridge. Other kinds of base class 6 with an endpoint's header (an `NVSwitch` is
+    /// `0680`) are endpoints like any other.
     pub fn is_bridge(&self) -> bool {
         !self.is_endpoint() || matches!(self.class >> 8, 0x0600 | 0x0601)
     }
 
-    /// Whether VFIO refuses the group for the sake of this bridge. What has a bridge's header may be on any driver; what has
-    /// not, on no driver, on one of VFIO's, or on pci-stub.
-    /// Source: Linux `drivers/vfio/vfio.c`, `vfio_dev_viable`; from 5.19 on `iommu_device_use_default_domain`.
+    /// Whether VFIO refuses the group for the sake of this bridge. What has a bridge's header may be on any driver;
+    /// what has not, on no driver, on one of VFIO's, or on pci-stub. Source: Linux `drivers/vfio/vfio.c`,
+    /// `vfio_dev_viable`; from 5.19 on `iommu_device_use_default_domain`.
     pub fn blocks_its_group(&self) -> bool {
         self.is_bridge() && self.is_endpoint() && self.on_host_driver() && self.driver.as_deref() != Some("pci-stub")
     }
 
-    /// Whether a host driver works with it. Without any driver, or with one that gives it to VFIO, it is free for a guest
-    /// as far as VFIO is concerned.
+    /// Whether a host driver works with it. Without any driver, or with one that gives it to VFIO, it is free for a
+    /// guest as far as VFIO is concerned.
     pub fn on_host_driver(&self) -> bool {
         self.driver.is_some() && !self.on_vfio
     }

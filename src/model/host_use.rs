@@ -1,5 +1,5 @@
-//! What the host uses a device for: each kind of use with its words, whether it keeps even a device that a guest names, and
-//! what frees the device. Data and words only: `host::guard` finds it out. The same table is in vfpool-hook(8).
+//! What the host uses a device for: each kind of use with its words, whether it keeps even a device that a guest names,
+//! and what frees the device. Data and words only: `host::guard` finds it out. The same table is in vfpool-hook(8).
 
 use crate::address::PciAddress;
 use std::fmt;
@@ -55,7 +55,8 @@ pub enum HostUse {
         /// IPv4 or IPv6 address.
         address: String,
     },
-    /// An interface that is merely up: DHCP is not done yet, a capture port, PPPoE, the carrier of a macvlan in a container.
+    /// An interface that is merely up: DHCP is not done yet, a capture port, PPPoE, the carrier of a macvlan in a
+    /// container.
     Up {
         /// Network interface.
         netdev: String,
@@ -115,7 +116,8 @@ pub enum HostUse {
         /// Its name.
         name: String,
     },
-    /// Another device node of it, or of what is behind it, is open: UIO, RDMA, graphics, input, USB, SCSI generic, serial.
+    /// Another device node of it, or of what is behind it, is open: UIO, RDMA, graphics, input, USB, SCSI generic,
+    /// serial.
     Node {
         /// The node's path.
         node: String,
@@ -195,8 +197,8 @@ impl HostUse {
         }
     }
 
-    /// [`remedy`](Self::remedy), or the line in the admin's settings that lets the device go in spite of it. What the host
-    /// itself runs from is no such device.
+    /// [`remedy`](Self::remedy), or the line in the admin's settings that lets the device go in spite of it. What the
+    /// host itself runs from is no such device.
     pub fn remedy_or_allow(&self, device: PciAddress) -> String {
         if self.is_root() {
             return self.remedy();
@@ -212,15 +214,15 @@ impl HostUse {
         }
     }
 
-    /// Whether this keeps the device from a guest. `is_named`: the guest's definition names the device with managed='yes', and
-    /// libvirt always did as it says.
+    /// Whether this keeps the device from a guest. `is_named`: the guest's definition names the device with
+    /// managed='yes', and libvirt always did as it says.
     pub fn refuses(&self, is_named: bool) -> bool {
         self.is_vital() || !is_named
     }
 
     /// Whether this forbids even what the guest asks for by itself. A NIC that merely has an address, as NetworkManager
-    /// gives to each it finds, or a disk that something has open, goes to a guest that names it; the host's last way out,
-    /// a disk in use, what another guest works with never does.
+    /// gives to each it finds, or a disk that something has open, goes to a guest that names it; the host's last way
+    /// out, a disk in use, what another guest works with never does.
     pub fn is_vital(&self) -> bool {
         match self {
             Self::DefaultRoute { .. }

@@ -1,5 +1,5 @@
-//! What a guest holds: the format of a lease, and the states of its life. Data only: `lease::records` keeps leases below
-//! /run/vfpool.
+//! What a guest holds: the format of a lease, and the states of its life. Data only: `lease::records` keeps leases
+//! below /run/vfpool.
 
 use crate::address::{PciAddress, PciId};
 use crate::device::PciDevice;

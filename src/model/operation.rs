@@ -53,7 +53,8 @@ impl Operation {
         matches!(self, Self::Migrate | Self::Restore)
     }
 
-    /// Whether the exit status of another hook is passed on to libvirt. A failing `reconnect` would kill the running guest.
+    /// Whether the exit status of another hook is passed on to libvirt. A failing `reconnect` would kill the running
+    /// guest.
     pub fn passes_failure_on(self) -> bool {
         self.may_refuse() || matches!(self, Self::Started | Self::Attach)
     }

@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 pub struct Scene<'a> {
     /// What the guest's definition asks for.
     pub assigned: &'a [Assigned],
-    /// Each function that the start could touch: the assigned ones, the other members of their groups, the VFs of the PFs
-    /// among them, and what is behind controllers among them.
+    /// Each function that the start could touch: the assigned ones, the other members of their groups, the VFs of the
+    /// PFs among them, and what is behind controllers among them.
     pub functions: BTreeMap<PciAddress, Function>,
     /// Who owns functions that are asked for and not there: VFs go with a PF that another guest has.
     pub missing: BTreeMap<PciAddress, Owner>,
@@ -168,8 +168,8 @@ pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
 }
 
 impl Function {
-    /// Whether the host has to be asked what it uses this for: it would leave a host driver, or vanish, and the admin has
-    /// not allowed that; or VFIO has it, and no lease tells for whom.
+    /// Whether the host has to be asked what it uses this for: it would leave a host driver, or vanish, and the admin
+    /// has not allowed that; or VFIO has it, and no lease tells for whom.
     pub fn is_guarded(&self, role: Role, settings: &Settings) -> bool {
         let device = &self.device;
         if device.on_vfio && self.owner.is_none() {
@@ -180,9 +180,9 @@ impl Function {
 }
 
 impl Assigned {
-    /// Whether the guest names this device, so that it gets it although the host has it merely up or open, as libvirt always
-    /// did. What somebody else chooses is no such device: with managed='no' we detach it, and of a pool of VFs any one will
-    /// do, so that those which the host uses stay with the host.
+    /// Whether the guest names this device, so that it gets it although the host has it merely up or open, as libvirt
+    /// always did. What somebody else chooses is no such device: with managed='no' we detach it, and of a pool of VFs
+    /// any one will do, so that those which the host uses stay with the host.
     pub fn names(&self, device: &PciDevice) -> bool {
         self.managed && (self.pool.is_none() || device.physfn.is_none())
     }
@@ -277,8 +277,8 @@ impl<'a> Scene<'a> {
         Ok(vfs.into_iter().chain(siblings).chain(own).collect())
     }
 
-    /// The functions behind a controller that is taken, which vanish with its driver: nobody records them, as the controller's
-    /// driver finds them again.
+    /// The functions behind a controller that is taken, which vanish with its driver: nobody records them, as the
+    /// controller's driver finds them again.
     fn lost(&'a self, taken: &[Take<'a>]) -> Vec<Take<'a>> {
         let behind = |take: &Take<'a>| {
             let controller = take.function.device.address;
@@ -418,8 +418,8 @@ fn refuse_behind(device: &PciDevice, controller: &PciDevice) -> Error {
     let (device, driver) = (device.address, controller.driver.as_deref().unwrap_or_default());
     let controller = controller.address;
     Error::new(format!(
-        "{device} cannot be given to a guest: the controller {controller} that it is behind is of the same IOMMU group and \
-         taken with it, and without its driver {driver} the device vanishes"
+        "{device} cannot be given to a guest: the controller {controller} that it is behind is of the same IOMMU group \
+         and taken with it, and without its driver {driver} the device vanishes"
     ))
     .remedy(format!(
         "Switch {driver} off in the firmware's setup (Intel calls it VMD), or give the guest {controller} alone"
@@ -428,8 +428,8 @@ fn refuse_behind(device: &PciDevice, controller: &PciDevice) -> Error {
 
 fn refuse_group(device: &PciDevice, member: &str) -> Error {
     Error::new(format!(
-        "{} cannot be given to a guest: {member} in the same IOMMU group {}, and VFIO takes no group with such a device on a \
-         host driver",
+        "{} cannot be given to a guest: {member} in the same IOMMU group {}, and VFIO takes no group with such a \
+         device on a host driver",
         device.address,
         device.group.map_or_else(String::new, |group| group.to_string())
     ))

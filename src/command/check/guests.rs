@@ -78,8 +78,8 @@ impl Context<'_> {
         })
     }
 
-    /// What the hook would refuse the start of a stopped guest for. That another guest has a device now is no fault: two
-    /// guests may take turns. A device of a pool is the reconciler's to choose.
+    /// What the hook would refuse the start of a stopped guest for. That another guest has a device now is no fault:
+    /// two guests may take turns. A device of a pool is the reconciler's to choose.
     fn devices(&self, guest: &str, domain: &Domain) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         let mut open = domain.assigned();
@@ -94,7 +94,8 @@ impl Context<'_> {
                     None => finding,
                 });
             }
-            // What is wrong with the others has to be seen to as well; of a group, which goes as a whole, once is enough.
+            // What is wrong with the others has to be seen to as well; of a group, which goes as a whole, once is
+            // enough.
             let Some(device) = refusal.device else { break };
             let group_of = |address| view.pci.identity(address).ok().flatten().and_then(|device| device.group);
             let group = group_of(device);

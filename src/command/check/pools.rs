@@ -185,8 +185,8 @@ impl Context<'_> {
             let guests = if groups.len() == 1 { "one guest".to_owned() } else { format!("{} guests", groups.len()) };
             let shared = groups.iter().find(|(_, members)| members.len() > 1).map_or(0, |(group, _)| *group);
             let what = format!(
-                "Pool '{}' can serve {guests} only at a time: its {grouped} devices share {} IOMMU group{}, as no port between \
-                 them has ACS, and a group goes to one guest",
+                "Pool '{}' can serve {guests} only at a time: its {grouped} devices share {} IOMMU group{}, as no port \
+                 between them has ACS, and a group goes to one guest",
                 pool.name,
                 groups.len(),
                 if groups.len() == 1 { "" } else { "s" }

@@ -1,7 +1,9 @@
-//! `vfpool explain`: who has a device, why it is not free, and what a start would do, or what a guest has and would get.
+//! `vfpool explain`: who has a device, why it is not free, and what a start would do, or what a guest has and would
+//! get.
 //!
-//! What would happen is what the hook's own code answers ([`Leases::preview`]), and never worked out here. Changes nothing,
-//! takes no lock, and does not need libvirt: definitions and the state of guests are read where libvirt keeps them.
+//! What would happen is what the hook's own code answers ([`Leases::preview`]), and never worked out here. Changes
+//! nothing, takes no lock, and does not need libvirt: definitions and the state of guests are read where libvirt keeps
+//! them.
 
 mod device;
 mod guest;

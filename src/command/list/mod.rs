@@ -1,8 +1,8 @@
-//! What `vfpool list` shows: one look at the host as pools see it. Pool, PF, VF, who has it; devices that guests hold beside
-//! that; what could not be given back.
+//! What `vfpool list` shows: one look at the host as pools see it. Pool, PF, VF, who has it; devices that guests hold
+//! beside that; what could not be given back.
 //!
-//! Reads only, takes no lock, asks no libvirt, and reads each attribute of sysfs once, so that it is fast on a host with
-//! thousands of VFs. The types here are also the shape of `vfpool list --json`: what is absent is left out.
+//! Reads only, takes no lock, asks no libvirt, and reads each attribute of sysfs once, so that it is fast on a host
+//! with thousands of VFs. The types here are also the shape of `vfpool list --json`: what is absent is left out.
 
 mod text;
 mod watch;

@@ -10,7 +10,8 @@ use std::os::fd::AsFd;
 /// Milliseconds between two pictures.
 const PAUSE: u16 = 2000;
 
-/// Writes what `draw` makes every 2 seconds, on a terminal in place of what was there. Ends with Ctrl-C, or with the reader.
+/// Writes what `draw` makes every 2 seconds, on a terminal in place of what was there. Ends with Ctrl-C, or with the
+/// reader.
 pub(super) fn watch(mut draw: impl FnMut() -> String, is_terminal: bool, out: &mut dyn Write) -> Result<()> {
     let mut interrupt = SigSet::empty();
     interrupt.add(Signal::SIGINT);

@@ -1,8 +1,8 @@
 //! What the host itself needs of a device: the guard that keeps a disk or a network from being taken from under it.
 //!
-//! Starts at the device and goes down to what hangs off it, so it costs nothing for all others. Reads sysfs, procfs and the
-//! kernel's routing tables; changes nothing. Each kind of use is a [`HostUse`], which has the words.
-//! Sources: proc(5) on mountinfo and swaps; Linux `Documentation/ABI/testing/sysfs-class-net`,
+//! Starts at the device and goes down to what hangs off it, so it costs nothing for all others. Reads sysfs, procfs and
+//! the kernel's routing tables; changes nothing. Each kind of use is a [`HostUse`], which has the words. Sources:
+//! proc(5) on mountinfo and swaps; Linux `Documentation/ABI/testing/sysfs-class-net`,
 //! `Documentation/driver-api/vfio-mediated-device.rst`.
 
 mod netlink;
@@ -51,8 +51,8 @@ impl Found {
     }
 }
 
-/// Finds out what the host needs. What is the same for all devices (routes, mounts, open files) is read once, when it is first
-/// needed; so a guard is good for one look.
+/// Finds out what the host needs. What is the same for all devices (routes, mounts, open files) is read once, when it
+/// is first needed; so a guard is good for one look.
 pub struct Guard<'a> {
     host: &'a Host,
     limit: Duration,
@@ -83,8 +83,8 @@ impl<'a> Guard<'a> {
         }
     }
 
-    /// For a caller that decides nothing and is called often: opens no disk to find out whether it is claimed, as that claims
-    /// it for a moment.
+    /// For a caller that decides nothing and is called often: opens no disk to find out whether it is claimed, as that
+    /// claims it for a moment.
     #[must_use]
     pub fn only_looking(self) -> Self {
         Self { opens_disks: false, ..self }

@@ -1,8 +1,8 @@
 //! The addresses and routes of the host, by rtnetlink: procfs shows one next hop of a route only.
 //!
-//! A dump waits for the kernel's lock on all interfaces, which a driver that hangs may hold; so it is made by a child process
-//! with a deadline. Of a routing table of a million routes only those come back that were asked for.
-//! Sources: rtnetlink(7), netlink(7); Linux `include/uapi/linux/rtnetlink.h`, `if_addr.h`.
+//! A dump waits for the kernel's lock on all interfaces, which a driver that hangs may hold; so it is made by a child
+//! process with a deadline. Of a routing table of a million routes only those come back that were asked for. Sources:
+//! rtnetlink(7), netlink(7); Linux `include/uapi/linux/rtnetlink.h`, `if_addr.h`.
 
 use crate::syscall;
 use model::error::{Error, Result};

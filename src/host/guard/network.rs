@@ -11,8 +11,8 @@ use std::path::Path;
 /// The interfaces, by their numbers, that the host cannot be without.
 #[derive(Debug, Default)]
 pub(super) struct WaysOut {
-    /// Those of the best IPv4 and of the best IPv6 default route. An interface with a worse one only has an address, too,
-    /// and is judged by that.
+    /// Those of the best IPv4 and of the best IPv6 default route. An interface with a worse one only has an address,
+    /// too, and is judged by that.
     default: Vec<u32>,
     /// Those that lead to the servers of the root file system.
     root: Vec<(u32, IpAddr)>,

@@ -1,5 +1,5 @@
-//! The servers that the root file system comes from, if it comes over a network: NFS, CIFS, iSCSI, NVMe over TCP or RDMA.
-//! Sources: proc(5) on mountinfo; nfs(5), `addr=`; Linux `Documentation/ABI/stable/sysfs-transport-iscsi` and
+//! The servers that the root file system comes from, if it comes over a network: NFS, CIFS, iSCSI, NVMe over TCP or
+//! RDMA. Sources: proc(5) on mountinfo; nfs(5), `addr=`; Linux `Documentation/ABI/stable/sysfs-transport-iscsi` and
 //! `drivers/nvme/host/sysfs.c`, `address`.
 
 use super::Guard;
@@ -66,7 +66,8 @@ fn is_controller(name: &str) -> bool {
     name.strip_prefix("nvme").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// The address of a controller that is reached over a network: `traddr=192.0.2.1,trsvcid=4420`. One of PCI has its own there.
+/// The address of a controller that is reached over a network: `traddr=192.0.2.1,trsvcid=4420`. One of PCI has its own
+/// there.
 fn nvme_server(controller: &Path) -> Result<Option<IpAddr>> {
     let address = files::read_optional(&controller.join("address"))?.unwrap_or_default();
     Ok(address.split(',').find_map(|part| part.strip_prefix("traddr=")?.parse().ok()))

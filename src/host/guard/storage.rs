@@ -59,8 +59,8 @@ impl Guard<'_> {
         Ok(found.0)
     }
 
-    /// The loop devices that are set up on a block device itself, which no process has open. One on a file is seen by the
-    /// mount of the file system.
+    /// The loop devices that are set up on a block device itself, which no process has open. One on a file is seen by
+    /// the mount of the file system.
     fn loops_on(&self, disk: &str) -> Result<Vec<String>> {
         let loops = self.loops.get_or_try_init(|| {
             let all = files::names(&self.host.path("sys/class/block"))?.into_iter();
@@ -82,8 +82,8 @@ impl Guard<'_> {
         self.host.path("dev").join(shown(disk))
     }
 
-    /// Where a block device is mounted on the host (as init sees it: libvirtd may have mounts of its own). By number, or
-    /// by name for file systems that mount under a number of their own, as btrfs does.
+    /// Where a block device is mounted on the host (as init sees it: libvirtd may have mounts of its own). By number,
+    /// or by name for file systems that mount under a number of their own, as btrfs does.
     fn mount_point(&self, disk: &str, number: Option<&str>) -> Result<Option<String>> {
         let mounts = self.mounts()?;
         Ok(mounts.lines().find_map(|line| {
@@ -112,8 +112,8 @@ impl Guard<'_> {
     }
 }
 
-/// Whether a path in /dev is this block device. `/dev/mapper/x` is told by its number where it is mounted, and swaps are
-/// shown by the kernel under their own name.
+/// Whether a path in /dev is this block device. `/dev/mapper/x` is told by its number where it is mounted, and swaps
+/// are shown by the kernel under their own name.
 fn is_node(path: &str, disk: &str) -> bool {
     path.strip_prefix("/dev/").is_some_and(|name| name == shown(disk))
 }

@@ -1,5 +1,6 @@
 //! What is behind a device: its network interfaces, its disks, and whatever else has a node in /dev.
-//! Sources: Linux `Documentation/admin-guide/devices.rst`; `drivers/base/core.c`, `dev_uevent` (DEVNAME) and `class_dir_create_and_add`.
+//! Sources: Linux `Documentation/admin-guide/devices.rst`; `drivers/base/core.c`, `dev_uevent` (DEVNAME) and
+//! `class_dir_create_and_add`.
 
 use crate::files;
 use crate::pci::sysfs;
@@ -33,7 +34,8 @@ pub(super) struct Below {
     pub(super) groups: Vec<u32>,
 }
 
-/// Far deeper than any controller's tree (a USB disk behind hubs has about 15 levels); a bound, should sysfs surprise us.
+/// Far deeper than any controller's tree (a USB disk behind hubs has about 15 levels); a bound, should sysfs surprise
+/// us.
 pub(super) const DEEPEST: usize = 32;
 
 impl Below {
@@ -73,8 +75,8 @@ impl Below {
                 self.disks.push(nvme_head(&name).unwrap_or(name));
                 return Ok(());
             }
-            // Whoever plays sound has the controls of each card open; the card of a GPU goes with it. So do the input devices of
-            // its jacks, which are below the card.
+            // Whoever plays sound has the controls of each card open; the card of a GPU goes with it. So do the input
+            // devices of its jacks, which are below the card.
             Some("sound") => return Ok(()),
             Some("mdev") => {
                 let group = files::link_number(&path.join("iommu_group"))?;
@@ -122,7 +124,8 @@ pub(super) fn is_keyboard(input: &Path) -> Result<bool> {
     Ok(lowest.is_some_and(|lowest| lowest & KEYS == KEYS))
 }
 
-/// With native NVMe multipath, a controller has hidden paths (`nvme0c1n1`) only; what is mounted is the head, `nvme0n1`.
+/// With native NVMe multipath, a controller has hidden paths (`nvme0c1n1`) only; what is mounted is the head,
+/// `nvme0n1`.
 fn nvme_head(name: &str) -> Option<String> {
     let (subsystem, path) = name.strip_prefix("nvme")?.split_once('c')?;
     let (_, namespace) = path.split_once('n')?;

@@ -3,10 +3,10 @@
 //!
 //! Ours is called first, except for a guest with a device of managed='no' at `prepare`: these may free it for us. Each
 //! is called as libvirt would call it: the same arguments, the XML on standard input; of `migrate` and `restore` each
-//! gets what the one before it has printed, and printing nothing changes nothing. The chain stops at the first hook that
-//! fails; its exit status is ours. A file that cannot be executed is no hook, as for libvirt. Of a start that ours
-//! refuses they see nothing, neither its `prepare` nor the `stopped` and `release` that follow.
-//! Source: libvirt `docs/hooks.rst`, "Script location" (`qemu.d` since 6.5.0) and "Script execution".
+//! gets what the one before it has printed, and printing nothing changes nothing. The chain stops at the first hook
+//! that fails; its exit status is ours. A file that cannot be executed is no hook, as for libvirt. Of a start that ours
+//! refuses they see nothing, neither its `prepare` nor the `stopped` and `release` that follow. Source: libvirt
+//! `docs/hooks.rst`, "Script location" (`qemu.d` since 6.5.0) and "Script execution".
 
 use crate::config::settings;
 use crate::libvirt::runtime;

@@ -6,8 +6,8 @@ use crate::process::{self, Stat};
 use model::lease::Process;
 use std::fs;
 
-/// The libvirtd (or virtqemud) that runs this hook: our ancestor right below init, as a hook may be called through other
-/// scripts. `None` once it has died: orphans are handed to init.
+/// The libvirtd (or virtqemud) that runs this hook: our ancestor right below init, as a hook may be called through
+/// other scripts. `None` once it has died: orphans are handed to init.
 pub fn starter(host: &Host) -> Option<Process> {
     let mut pid = nix::unistd::getppid().as_raw();
     loop {

@@ -19,7 +19,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Who tells of functions: a [`Host`] as they are at the moment of each question, a [`Snapshot`](super::snapshot::Snapshot) as they were at the first.
+/// Who tells of functions: a [`Host`] as they are at the moment of each question, a
+/// [`Snapshot`](super::snapshot::Snapshot) as they were at the first.
 pub trait PciView {
     /// The host that is looked at.
     fn host(&self) -> &Host;
@@ -88,16 +89,16 @@ pub fn is_on_vfio(folder: &Path) -> Result<bool> {
     Ok(gives_to_vfio(link_name(&folder.join("driver"))?.as_deref(), folder))
 }
 
-/// Whether a device's driver gives it to VFIO: vfio-pci, a vendor's variant (which have vfio in their names), or whatever has
-/// registered it there (newer kernels show that as `vfio-dev`).
+/// Whether a device's driver gives it to VFIO: vfio-pci, a vendor's variant (which have vfio in their names), or
+/// whatever has registered it there (newer kernels show that as `vfio-dev`).
 fn gives_to_vfio(driver: Option<&str>, folder: &Path) -> bool {
     driver.is_some_and(|name| name.contains("vfio") || folder.join("vfio-dev").exists())
 }
 
 /// The function at this address; `None` where there is none.
 ///
-/// The kernel shows `driver_override` and the SR-IOV attributes only when no call into the device's driver is under way: of a
-/// driver that hangs, use [`identity`].
+/// The kernel shows `driver_override` and the SR-IOV attributes only when no call into the device's driver is under
+/// way: of a driver that hangs, use [`identity`].
 pub fn device(host: &Host, address: PciAddress) -> Result<Option<PciDevice>> {
     identity(host, address)?.map(|device| with_driver_state(host, device)).transpose()
 }
@@ -163,7 +164,8 @@ pub(super) fn identity_in(
 /// What a function reads that does not answer. No header has this type.
 const ALL_ONES: u8 = 0xff;
 
-/// The nearest function above this one that is no bridge: it has a PCI domain of its own below it (`…/0000:00:0e.0/pci10000:00/…`).
+/// The nearest function above this one that is no bridge: it has a PCI domain of its own below it
+/// (`…/0000:00:0e.0/pci10000:00/…`).
 fn controller_of(folder: &Path) -> Result<Option<PciAddress>> {
     let way = match fs::read_link(folder) {
         Ok(way) => way,
@@ -196,7 +198,8 @@ pub fn functions_behind(host: &Host, address: PciAddress) -> Result<Vec<PciAddre
     Ok(found)
 }
 
-/// Members of an IOMMU group that are no PCI functions and have a driver, as `NAME is on DRIVER`: VFIO refuses such a group.
+/// Members of an IOMMU group that are no PCI functions and have a driver, as `NAME is on DRIVER`: VFIO refuses such a
+/// group.
 pub fn platform_members(host: &Host, group: u32) -> Result<Vec<String>> {
     let folder = host.group_devices(group);
     let mut members = Vec::new();
@@ -275,7 +278,8 @@ pub fn write_error(path: &Path, value: &str, limit: Duration, cause: &io::Error)
     Error::io(&verb, path, cause)
 }
 
-/// Makes sure that [`device`] will not hang on a function: its driver has to be done with any other call within `limit`.
+/// Makes sure that [`device`] will not hang on a function: its driver has to be done with any other call within
+/// `limit`.
 pub fn expect_answer(host: &Host, device: &PciDevice, limit: Duration) -> Result<()> {
     let path = host.device(device.address).join("driver_override");
     let attribute = c_path(&path).map_err(|cause| Error::io("read", &path, &cause))?;

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 /// How long to wait for the lock, in which only small files are read and written.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
-/// The right to handle one guest's devices, or one PF's VFs. It ends when it is dropped, and each child with a write that
-/// hangs has ended.
+/// The right to handle one guest's devices, or one PF's VFs. It ends when it is dropped, and each child with a write
+/// that hangs has ended.
 pub struct Turn {
     _file: File,
     /// Of a guest's turn, the lock file and the lease: the one goes with the other.
@@ -76,9 +76,10 @@ impl Records<'_> {
         Ok(file.map(|file| Turn { _file: file, of_guest }))
     }
 
-    /// Waits until no other process edits guests' definitions. No hook ever takes this lock, so it may be held while libvirt
-    /// is called; nothing but definitions is edited under it, and devices of running guests are plugged. A virsh that goes on
-    /// when we are killed keeps the lock until it has ended, so that nobody takes what it is just doing for undone.
+    /// Waits until no other process edits guests' definitions. No hook ever takes this lock, so it may be held while
+    /// libvirt is called; nothing but definitions is edited under it, and devices of running guests are plugged. A
+    /// virsh that goes on when we are killed keeps the lock until it has ended, so that nobody takes what it is just
+    /// doing for undone.
     pub fn editing(&self, limit: Duration) -> Result<Turn> {
         let path = self.host.state().join("editing");
         let why = || Error::new(format!("Another vfpool has been editing definitions for {} s", limit.as_secs()));
@@ -87,7 +88,8 @@ impl Records<'_> {
         Ok(Turn::of(file))
     }
 
-    /// Waits for others that make or bind the VFs of this PF, and keeps new ones off. `None` if they are not done in time.
+    /// Waits for others that make or bind the VFs of this PF, and keeps new ones off. `None` if they are not done in
+    /// time.
     pub(crate) fn turn_of_pf(&self, pf: PciAddress, limit: Duration) -> Result<Option<Turn>> {
         let path = self.path("pfs", &pf.to_string());
         Ok(self.lock_file(&path, limit)?.map(Turn::of))
@@ -171,8 +173,8 @@ impl Records<'_> {
 }
 
 impl Locked<'_> {
-    /// A guest's lease. One that is corrupt is set aside and reported: it is not trusted any more, and must not keep the
-    /// guest from starting.
+    /// A guest's lease. One that is corrupt is set aside and reported: it is not trusted any more, and must not keep
+    /// the guest from starting.
     pub(crate) fn take_lease(&self, guest: &str) -> Result<Option<Lease>> {
         let cause = match self.store.read(guest)? {
             None => return Ok(None),
@@ -186,8 +188,8 @@ impl Locked<'_> {
             rename(&path, &aside)?;
         }
         self.store.log.error(Error::new(format!(
-            "The lease of guest '{guest}' is corrupt ({cause}) and set aside as {}; the guest's devices are not reattached \
-             automatically",
+            "The lease of guest '{guest}' is corrupt ({cause}) and set aside as {}; the guest's devices are not \
+             reattached automatically",
             aside.display()
         )));
         Ok(None)

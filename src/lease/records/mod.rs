@@ -3,8 +3,8 @@
 //! | path | what |
 //! |---|---|
 //! | `lock` | held for the short while in which leases are compared and written; never while a device is moved |
-//! | `turns/GUEST` | held through an event of this guest, so that two never work on the same devices; removed with its lease |
-//! | `editing` | held by the one process that edits definitions or plugs devices through libvirt; no hook ever takes it |
+//! | `turns/GUEST` | held through an event of this guest: no two work on the same devices; removed with its lease |
+//! | `editing` | held by the one process that edits definitions or plugs devices through libvirt; never by a hook |
 //! | `removals/ADDRESS` | held while setup removes the VFs of this PF: no guest may claim one |
 //! | `pfs/ADDRESS` | held while the VFs of this PF are created and bound; shared by those that bind a single one |
 //! | `leases/GUEST` | what the guest holds and how it was found: all that is needed to reattach it |

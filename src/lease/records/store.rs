@@ -149,8 +149,8 @@ impl<'a> Records<'a> {
         Ok(why.or_else(|| self.has_ended(guest).then(|| "its stop was not finished".to_owned())))
     }
 
-    /// Whether the libvirtd that calls this hook is another one than at the last event. One that died finishes nothing that it
-    /// had begun.
+    /// Whether the libvirtd that calls this hook is another one than at the last event. One that died finishes nothing
+    /// that it had begun.
     pub(crate) fn is_new_libvirtd(&self, libvirtd: &Process) -> bool {
         let text = fs::read_to_string(self.libvirtd()).unwrap_or_default();
         text != seen(libvirtd)

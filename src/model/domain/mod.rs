@@ -1,9 +1,9 @@
 //! The guest's XML: which PCI devices it has, which of them it asks a pool for, and where in the text their addresses
 //! stand.
 //!
-//! Read as a stream of events, never as a document: what is not ours may be anything that any libvirt writes, and what is
-//! written back is the same text with other source addresses, byte for byte.
-//! Source: libvirt `docs/formatdomain.rst`, "Host device assignment", "NVMe disks", "General metadata".
+//! Read as a stream of events, never as a document: what is not ours may be anything that any libvirt writes, and what
+//! is written back is the same text with other source addresses, byte for byte. Source: libvirt
+//! `docs/formatdomain.rst`, "Host device assignment", "NVMe disks", "General metadata".
 
 mod edit;
 mod networks;
@@ -31,8 +31,8 @@ pub const LARGEST: u64 = 16 << 20;
 /// </metadata>
 /// ```
 ///
-/// The device that carries a request out is the one at that address in the guest. While it is moved to another device of
-/// the pool, the request holds the text of its element, so that it cannot get lost between libvirt's two steps.
+/// The device that carries a request out is the one at that address in the guest. While it is moved to another device
+/// of the pool, the request holds the text of its element, so that it cannot get lost between libvirt's two steps.
 pub const NAMESPACE: &str = "urn:vfpool:domain:1";
 
 /// A PCI device that a guest has.

@@ -270,7 +270,8 @@ fn has(element: &BytesStart, name: &str, value: &str) -> Result<bool> {
     Ok(attribute(element, name)?.as_deref() == Some(value))
 }
 
-/// A number in an `<address>` element. libvirt reads it as strtoul(3) with base 0: hexadecimal after 0x, octal after 0, else decimal.
+/// A number in an `<address>` element. libvirt reads it as strtoul(3) with base 0: hexadecimal after 0x, octal after 0,
+/// else decimal.
 pub fn libvirt_number(text: &str) -> Option<u32> {
     let (digits, radix) = match text.as_bytes() {
         [b'0', b'x' | b'X', ..] => (&text[2..], 16),

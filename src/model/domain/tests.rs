@@ -58,8 +58,10 @@ fn finds_each_kind_of_pci_device() {
 fn leaves_everything_else_alone() {
     for device in [
         "<hostdev mode='subsystem' type='usb'><source><address bus='2' device='0'/></source></hostdev>",
-        "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/><address bus='0' target='0' unit='0'/></source></hostdev>",
-        "<hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address uuid='c2177883-f1bb-47f0-914d-32a22e3a8804'/></source></hostdev>",
+        "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/><address bus='0' target='0' \
+         unit='0'/></source></hostdev>",
+        "<hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address \
+         uuid='c2177883-f1bb-47f0-914d-32a22e3a8804'/></source></hostdev>",
         "<interface type='network'><source network='default'/><address type='pci' bus='1'/></interface>",
         "<disk type='block'><source dev='/dev/sda'/><address type='pci' bus='2'/></disk>",
         "<controller type='pci'><source><address type='pci' bus='2'/></source></controller>",
@@ -71,7 +73,8 @@ fn leaves_everything_else_alone() {
 #[test]
 fn a_device_in_metadata_is_none_of_ours() {
     let xml = format!(
-        "<domain><metadata><x><domain><devices><hostdev type='pci'>{SOURCE}</hostdev></devices></domain></x></metadata></domain>"
+        "<domain><metadata><x><domain><devices><hostdev \
+         type='pci'>{SOURCE}</hostdev></devices></domain></x></metadata></domain>"
     );
     assert_eq!(Domain::parse(xml.as_bytes()).map(|domain| domain.assigned()).unwrap(), []);
 }
@@ -85,7 +88,8 @@ fn numbers_are_read_as_libvirt_reads_them() {
 
 const REQUESTS: &str = "<metadata><app:x xmlns:app='urn:app'><request><device pool='no'/></request></app:x>\
     <v:request xmlns:v='urn:vfpool:domain:1'><device pool='a &amp; b' guest-address='0000:00:05.0'/>\
-    <v:device pool='c' guest-address='00:06.0'>&lt;hostdev type='pci'>&lt;x a='&amp;lt;'/></v:device></v:request></metadata>";
+    <v:device pool='c' guest-address='00:06.0'>&lt;hostdev type='pci'>&lt;x \
+    a='&amp;lt;'/></v:device></v:request></metadata>";
 
 const DEVICES: &str = "<devices><interface  type='hostdev'><mac address='52:54:00:6d:90:02'/>\n\
     <source><address type='pci' bus=\"1\" slot='020' function='0x2' /></source>\

@@ -14,7 +14,7 @@ use crate::host_use::Holder;
 /// | `vf:PF`, `behind:CONTROLLER` | what it goes with |
 /// | `vfs:2` | how many VFs it has |
 /// | `silent` | it does not answer |
-/// | `web:in-use`, `web:gone`, `web:stopping`, `web:stuck`, `web:ours` | who owns it; `=` behind it: not for itself, but as a sibling |
+/// | `web:in-use`, `web:gone`, `web:stopping`, `web:stuck`, `web:ours` | who owns it; `=` behind it: as a sibling |
 fn functions(text: &str) -> BTreeMap<PciAddress, Function> {
     let functions = text.split(';').map(str::trim).filter(|text| !text.is_empty()).map(function);
     functions.map(|function| (function.device.address, function)).collect()
@@ -220,8 +220,8 @@ fn what_others_have() {
             "02:00.1",
             "02:00.0 g8 on:vfio-pci db:in-use; 02:00.1 g8 on:vfio-pci db:in-use=",
             "02:00.1",
-            "0000:02:00.1 is not free: guest 'db' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to one guest as a \
-             whole",
+            "0000:02:00.1 is not free: guest 'db' has 0000:02:00.0 of the same IOMMU group 8, and a group goes to one \
+             guest as a whole",
         ),
         (
             "02:00.0",
@@ -325,22 +325,22 @@ fn what_no_guest_can_have() {
             "00:1f.3",
             "00:1f.0 g7 class:0601 on:lpc_ich; 00:1f.3 g7 on:snd_hda_intel",
             "00:1f.3",
-            "0000:00:1f.3 cannot be given to a guest: the host's bridge 0000:00:1f.0 is on lpc_ich in the same IOMMU group 7, and \
-             VFIO takes no group with such a device on a host driver",
+            "0000:00:1f.3 cannot be given to a guest: the host's bridge 0000:00:1f.0 is on lpc_ich in the same IOMMU \
+             group 7, and VFIO takes no group with such a device on a host driver",
         ),
         (
             "01:10.0",
             "01:00.0 g8 on:igb vfs:2; 01:10.0 g8 vf:01:00.0",
             "01:10.0",
-            "0000:01:10.0 cannot be given to a guest: its PF 0000:01:00.0 is taken with it, and without the PF's driver the VF \
-             vanishes",
+            "0000:01:10.0 cannot be given to a guest: its PF 0000:01:00.0 is taken with it, and without the PF's \
+             driver the VF vanishes",
         ),
         (
             "10000:e1:00.0",
             "00:0e.0 g8 on:vmd; 10000:e1:00.0 g8 behind:00:0e.0 on:nvme",
             "10000:e1:00.0",
-            "10000:e1:00.0 cannot be given to a guest: the controller 0000:00:0e.0 that it is behind is of the same IOMMU group and \
-             taken with it, and without its driver vmd the device vanishes",
+            "10000:e1:00.0 cannot be given to a guest: the controller 0000:00:0e.0 that it is behind is of the same \
+             IOMMU group and taken with it, and without its driver vmd the device vanishes",
         ),
         (
             "02:00.0",
@@ -371,8 +371,8 @@ fn what_no_guest_can_have() {
     platform.refused(
         &Cause::Unusable,
         "02:00.0",
-        "0000:02:00.0 cannot be given to a guest: fff51000.dma is on xgene-dma in the same IOMMU group 8, and VFIO takes no group \
-         with such a device on a host driver",
+        "0000:02:00.0 cannot be given to a guest: fff51000.dma is on xgene-dma in the same IOMMU group 8, and VFIO \
+         takes no group with such a device on a host driver",
     );
 }
 
@@ -485,8 +485,8 @@ fn what_the_guest_may_not_ask_for() {
     assert_eq!((many.device, many.cause), (None, Cause::Other));
     assert_eq!(
         many.why.to_string(),
-        "it has 2 assigned PCI devices, and 1 is the most a guest may have. Remove some, or raise the limit with <devices max='2'/> \
-         in /etc/vfpool/host.xml. Cannot use host.xml"
+        "it has 2 assigned PCI devices, and 1 is the most a guest may have. Remove some, or raise the limit with \
+         <devices max='2'/> in /etc/vfpool/host.xml. Cannot use host.xml"
     );
     let stranger = plan(&scene(&Settings::default())).unwrap_err();
     assert_eq!((stranger.device, stranger.cause), (Some(at("02:00.1")), Cause::Other));

@@ -399,7 +399,7 @@ fn what_cannot_be_plugged_is_told() {
     let before = host.snapshot();
     host.vfpool(&["attach", "web", "nics", "--live"]).refused(
         "guest 'web': no device of pool 'nics' is free: 0000:02:00.0 (eth9 is up and has the address \
-                  192.0.2.7). Stop one of these first",
+                  192.0.2.7). `vfpool explain` says of each what frees it",
     );
     host.assert_restored(&before, "after the refusal");
 }

@@ -172,14 +172,14 @@ fn who_uses_a_device_without_a_lease_has_it() {
     host.opens_group(5000, group(0));
     host.define("web", &asking("web", &vf(0)));
     host.prepare("web", &asking("web", &vf(0))).refused(&format!(
-        "guest 'web': 0000:01:10.0 is not free: process 5000 (qemu-kvm) uses it through VFIO. 0000:01:10.1 of pool \
-         'net' is free, {AGAIN}"
+        "guest 'web': 0000:01:10.0 is not free: guest 'app' (process 5000) uses it through VFIO. 0000:01:10.1 of \
+         pool 'net' is free, {AGAIN}"
     ));
     has(&host, "db", 1);
     host.prepare("web", &asking("web", &vf(1)))
-        .refused_saying(&["0000:01:10.0 (process 5000 (qemu-kvm) uses it through VFIO), 0000:01:10.1 (guest 'db')"]);
+        .refused_saying(&["0000:01:10.0 (guest 'app' (process 5000) uses it through VFIO), 0000:01:10.1 (guest 'db')"]);
     // Without a pool, too.
-    host.guest("web", &vf(0)).prepare().refused_saying(&["uses it through VFIO. Stop process 5000"]);
+    host.guest("web", &vf(0)).prepare().refused_saying(&["uses it through VFIO. Stop guest 'app'"]);
     // An enabled device that nobody has open is free.
     fs::remove_dir_all(host.path("proc/5000")).unwrap();
     has(&host, "web", 0);

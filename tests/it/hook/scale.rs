@@ -87,7 +87,7 @@ fn a_start_reads_each_device_once_before_the_lock_once_under_it_and_once_when_it
     expect_reads(&opened, 3);
     let total: usize = opened.values().sum();
     println!("a pooled VF: {total} files and links");
-    assert!(total <= 46, "{total}: {opened:#?}");
+    assert!(total <= 50, "{total}: {opened:#?}");
 }
 
 #[test]

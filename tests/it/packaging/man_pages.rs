@@ -518,6 +518,7 @@ fn keys_of_list() {
     json(&host, &["list"], &mut seen);
     // A PF that a guest has, with managed='no'.
     let host = Host::with_vfs(1);
+    host.put("sys/class/net/eth3/flags", "0x1002\n");
     host.prepare("demo", &domain("demo", &[hostdev(PF, false)])).ok();
     host.pool("net", "<pf address='01:00.0' vfs='1'/>");
     json(&host, &["list"], &mut seen);
@@ -548,7 +549,7 @@ fn keys_of_explain() {
     let host = Host::with_pair();
     host.add(Device::new("0000:02:00.3").behind("0000:00:02.0").group(8).driver("vfio-pci"));
     host.add(Device::new("0000:02:01.0").bridge().group(8));
-    host.netdev(second, "enp2s0f1", true, &[]);
+    host.netdev(second, "enp2s0f1", false, &[]);
     json(&host, &["explain", first], &mut seen);
     let xml = domain("web", &[hostdev(first, false)]);
     host.prepare("web", &xml).ok();
@@ -559,6 +560,7 @@ fn keys_of_explain() {
         json(&host, &["explain", name], &mut seen);
     }
     host.reconcile().ok();
+    host.put("sys/class/net/enp2s0f1/flags", "0x1003\n");
     host.route("0.0.0.0/0", 100, &["enp2s0f1"]);
     for name in [first, second] {
         json(&host, &["explain", name], &mut seen);
