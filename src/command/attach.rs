@@ -14,7 +14,7 @@ pub(crate) struct Arguments {
     guest: String,
     /// The pool
     pool: String,
-    /// Attach as <interface type='hostdev'> with this MAC address; generated if omitted
+    /// Attach as a network interface (type='hostdev') with this MAC address; generated if omitted
     #[arg(long, value_name = "MAC", num_args = 0..=1, default_missing_value = "")]
     interface: Option<String>,
     #[command(flatten)]
