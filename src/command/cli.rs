@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 /// Automatic PCI passthrough and SR-IOV for libvirt/KVM.
 #[derive(Parser)]
-#[command(version, after_help = "Exit status: 0 done, 1 something could not be done, 2 wrong use.")]
+#[command(name = "vfpool", version, after_help = "Exit status: 0 done, 1 something could not be done, 2 wrong use.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
