@@ -240,8 +240,8 @@ impl Host {
         self.tree.link(&format!("{}/slaves/{below}", folder(disk)), &folder(below));
     }
 
-    /// Gives a device something of another subsystem by a path below its folder (`uio/uio0`), with this node below /dev if it
-    /// has one. Returns its folder.
+    /// Gives a device something of another subsystem by a path below its folder (`uio/uio0`), with this node below /dev
+    /// if it has one. Returns its folder.
     pub fn child(&self, device: &str, path: &str, subsystem: &str, node: Option<&str>) -> String {
         let folder = format!("{}/{path}", self.tree.device(device).unwrap());
         let name = Path::new(path).file_name().unwrap().to_str().unwrap();

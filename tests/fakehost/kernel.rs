@@ -356,9 +356,9 @@ impl Kernel {
 /// A line of `faults`: `VERB errno NAME PATH [VALUE]`, `VERB hang PATH [VALUE]`, `VERB ignore PATH [VALUE]`, or
 /// `VERB probe PATH [VALUE]`: right before the attribute is written, the kernel itself probes its device.
 ///
-/// VERB is `netlink` (PATH is `addresses` or `routes`), `open` (of what is there already), `create`, `write`, `rename`, `symlink`, `unlink` or `mkdir`. PATH is the
-/// end of the file's real path, VALUE what is written. A hang ends when its line is taken out of the file, and then the
-/// call is made after all, as a driver that sleeps for long does.
+/// VERB is `netlink` (PATH is `addresses` or `routes`), `open` (of what is there already), `create`, `write`, `rename`,
+/// `symlink`, `unlink` or `mkdir`. PATH is the end of the file's real path, VALUE what is written. A hang ends when its
+/// line is taken out of the file, and then the call is made after all, as a driver that sleeps for long does.
 enum Fault {
     Errno(Errno),
     Hang(String),

@@ -756,8 +756,8 @@ fn pfs_and_vfs() {
             &host,
             &[&format!(
                 "{state} vfs: PF {PF} has {now} VFs: its driver was asked for {vfs}, by <pf dev='eth3' vfs='{vfs}'> in \
-                 /etc/vfpool/pools.d/net.xml line 1 | {folder}/sriov_numvfs is {now} | See `dmesg` for the reason. If it \
-                 cannot have others, ask for vfs='{now}' there"
+                 /etc/vfpool/pools.d/net.xml line 1 | {folder}/sriov_numvfs is {now} | See `dmesg` for the reason. If \
+                 it cannot have others, ask for vfs='{now}' there"
             )],
         );
         host.pool("net", &format!("<pf dev='eth3' vfs='{now}'/>"));
@@ -862,12 +862,10 @@ fn groups_that_are_shared() {
     host.add(Device::new("0000:02:00.2").group(30).class(0x06_0100).driver("e1000e"));
     expect(
         &host,
-        &[
-            "failure group: No guest can have 0000:02:00.0 of pool 'pair': 0000:02:00.0 cannot be given to a guest: the \
-           host's bridge 0000:02:00.2 is on e1000e in the same IOMMU group 30, and VFIO takes no group with such a \
-           device on a host driver | /sys/kernel/iommu_groups/30/devices | Put the card into another slot, or use \
-           another device",
-        ],
+        &["failure group: No guest can have 0000:02:00.0 of pool 'pair': 0000:02:00.0 cannot be given to a guest: \
+             the host's bridge 0000:02:00.2 is on e1000e in the same IOMMU group 30, and VFIO takes no group with such \
+             a device on a host driver | /sys/kernel/iommu_groups/30/devices | Put the card into another slot, or use \
+             another device"],
     );
     // PF and VFs in one.
     let host = ready();

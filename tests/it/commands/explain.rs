@@ -369,7 +369,8 @@ fn who_uses_it_without_a_lease() {
   used          guest 'other' (process 4711) uses it through VFIO
   verdict       not free
 a guest with it would be refused:
-  0000:01:10.0 is not free: guest 'other' (process 4711) uses it through VFIO. Stop guest 'other' first, or use another device
+  0000:01:10.0 is not free: guest 'other' (process 4711) uses it through VFIO. Stop guest 'other' first, or use \
+         another device
 ",
     );
     host.process(4712, 1, 5);

@@ -202,8 +202,8 @@ fn a_start_or_stop_under_way_is_left_alone() {
         };
         let web = host.guest_of("web", &xml).starts();
         let under_way = host.snapshot();
-        let refused = "guest 'web': it is just being started by libvirt. Try again when that is over; if `virsh domstate web` \
-                       says that it is, run `vfpool reconcile` first";
+        let refused = "guest 'web': it is just being started by libvirt. Try again when that is over; if `virsh \
+                       domstate web` says that it is, run `vfpool reconcile` first";
         asked().refused(refused);
         host.assert_as(&under_way, how);
         // Its QEMU has ended, and libvirt has not reattached its part yet.

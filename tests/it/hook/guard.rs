@@ -1,5 +1,5 @@
-//! What the host uses: tables of situations, what shows them, the verdict and the words. Every view of a device gives the
-//! same answer: the hook, `explain`, `list`, `check`, `setup`, the udev helper.
+//! What the host uses: tables of situations, what shows them, the verdict and the words. Every view of a device gives
+//! the same answer: the hook, `explain`, `list`, `check`, `setup`, the udev helper.
 
 use crate::commands::explain::prepare_as_foretold;
 use fakehost::{Device, FIRST, Host, PF, SECOND, domain, domain_with, hostdev, vf};
@@ -489,7 +489,8 @@ fn functions_behind_a_controller() {
     let host = with_vmd(8);
     let before = host.snapshot();
     prepare_as_foretold(&host.guest_of("web", domain_with("web", &[BEHIND]))).refused_saying(&[
-        "10000:00:01.0 cannot be given to a guest: the controller 0000:00:0e.0 that it is behind is of the same IOMMU group",
+        "10000:00:01.0 cannot be given to a guest: the controller 0000:00:0e.0 that it is behind is of the same IOMMU \
+         group",
         "without its driver vmd the device vanishes. Switch vmd off in the firmware's setup",
     ]);
     host.assert_as(&before, "VMD");
@@ -523,9 +524,9 @@ fn bridges_have_one_answer() {
     );
     assert_eq!(json(&host, &["explain", ISA, "--json"])["device"]["start"]["verdict"], "refused");
     prepare_as_foretold(&host.guest_of("web", domain_with("web", &["0000:00:1f.3"]))).refused(
-        "guest 'web': 0000:00:1f.3 cannot be given to a guest: the host's bridge 0000:00:1f.0 is on lpc_ich in the same \
-         IOMMU group 9, and VFIO takes no group with such a device on a host driver. Put the card into another slot, or use \
-         another device",
+        "guest 'web': 0000:00:1f.3 cannot be given to a guest: the host's bridge 0000:00:1f.0 is on lpc_ich in the \
+         same IOMMU group 9, and VFIO takes no group with such a device on a host driver. Put the card into another \
+         slot, or use another device",
     );
     let groups = &json(&host, &["list", "--groups", "--json"])["groups"][0]["devices"];
     assert_eq!(groups[0]["state"], "bridge", "{groups}");
