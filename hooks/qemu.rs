@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     Call { host, log, arguments, words, xml: OnceCell::new() }.run()
 }
 
-/// Whether libvirt asks for permission, and a failure does no damage; also for whoever calls it in another way.
+/// Whether libvirt asks for permission, and a failure does no damage; also for a caller other than libvirt.
 fn may_refuse(words: &[String]) -> bool {
     words.get(1).is_none_or(|operation| Operation::of(operation).may_refuse())
 }

@@ -34,7 +34,7 @@ pub fn read(path: &Path) -> Result<String> {
     read_optional(path)?.ok_or_else(|| Error::io("read", path, &io::ErrorKind::NotFound.into()))
 }
 
-/// Like [`read`]; `None` where there is no such attribute, or the device went away meanwhile.
+/// Like [`read`]; `None` where there is no such attribute, or the device has gone away.
 pub fn read_optional(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text.trim_end().to_owned())),
@@ -67,8 +67,8 @@ pub fn link_number(path: &Path) -> Result<Option<u32>> {
     }
 }
 
-/// A device's attribute of one short line, in one read(2); `None` where there is no such attribute, or the device went
-/// away meanwhile.
+/// A device's attribute of one short line, in one read(2); `None` where there is no such attribute, or the device has
+/// gone away.
 pub(crate) fn attribute(path: &Path) -> Result<Option<String>> {
     let mut text = [0; 64];
     let read = fs::File::open(path).and_then(|mut file| file.read(&mut text));

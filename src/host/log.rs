@@ -30,7 +30,7 @@ impl Log {
         Self { socket: host.path("dev/log"), program, syslog: OnceCell::new(), dry_run: None }
     }
 
-    /// A log for a dry run, whose changes were not made: they are told to `out`, and nothing to syslog.
+    /// A log for a dry run, whose changes were not made: they are printed to `out`, and nothing goes to syslog.
     #[must_use]
     pub fn dry_run(self, out: impl Write + 'static) -> Self {
         Self { dry_run: Some(RefCell::new(Box::new(out))), ..self }
@@ -62,7 +62,7 @@ impl Log {
         }
     }
 
-    /// The reason why the caller is told no: on stderr, where libvirt takes it from, and in syslog for afterwards.
+    /// The reason of a refusal: on stderr, where libvirt takes it from, and in syslog for afterwards.
     pub fn refusal(&self, reason: &Error) {
         self.complain(&reason.to_string());
         self.send(|syslog| syslog.err(reason));

@@ -28,7 +28,7 @@ pub struct ParkedGuest {
     /// Tells whether the file is still the same.
     #[serde(rename = "@stamp")]
     pub stamp: String,
-    /// The libvirtd (pid and start) that says there is no such guest: somebody only keeps a file there.
+    /// The libvirtd (pid and start) that says there is no such guest: only a file is kept there.
     #[serde(rename = "@unknown-to", skip_serializing_if = "Option::is_none", default)]
     pub unknown_to: Option<String>,
     /// When a start of it was refused, in seconds since boot: someone is waiting for it.

@@ -95,7 +95,7 @@ impl Host {
         self.path("etc/libvirt/hooks/qemu")
     }
 
-    /// Where the hook of somebody else is kept, which was there before ours. In the same folder: scripts look for files
+    /// Where the hook is kept that was there before ours. In the same folder: scripts look for files
     /// beside them.
     pub fn earlier_hook(&self) -> PathBuf {
         self.path("etc/libvirt/hooks/qemu.before-vfpool")

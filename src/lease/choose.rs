@@ -51,7 +51,7 @@ impl Leases<'_> {
             let chosen = self.choose(guest, domain, view, &refused)?;
             match decide(&domain.assigned_with(&chosen)) {
                 Ok(()) => return Ok(chosen),
-                // Somebody was faster, or knows more of the device than we do.
+                // Another guest was faster, or the plan knows more of the device than the choice did.
                 Err(Refusal { device: Some(device), why, .. })
                     if chosen.iter().any(|(_, address)| *address == device) && !refused.contains_key(&device) =>
                 {
@@ -147,8 +147,8 @@ impl Leases<'_> {
         Ok(not_members)
     }
 
-    /// A request whose device is just being moved must not start without it. One whose device somebody took out of the
-    /// definition asks for nothing any more, and is told of.
+    /// A request whose device is just being moved must not start without it. One whose device was removed from the
+    /// definition requests nothing any more, and is logged.
     pub(super) fn expect_all_devices(&self, domain: &Domain) -> Result<()> {
         let warnings = refusal::missing_devices(domain)?;
         warnings.iter().take(NAMED).for_each(|warning| self.log.warning(warning));

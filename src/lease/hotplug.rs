@@ -53,7 +53,7 @@ impl Leases<'_> {
             let with_it: Vec<Assigned> = assigned.iter().cloned().chain([new]).collect();
             match self.record(guest, &with_it, make) {
                 Ok(devices) => break (address, devices),
-                // Somebody was faster, or knows more of the device than we do.
+                // Another guest was faster, or the plan knows more of the device than the choice did.
                 Err(Refusal { device: Some(device), why, .. }) if device == address => _ = refused.insert(device, why),
                 Err(refusal) => return Err(refusal.why),
             }

@@ -64,7 +64,7 @@ pub struct Leases<'a> {
 }
 
 impl<'a> Leases<'a> {
-    /// Leases on this host. Settings that cannot be read are told of and count as not set: that refuses more, not less.
+    /// Leases on this host. Settings that cannot be read are logged and count as not set: that refuses more, not less.
     pub fn new(host: &'a Host, log: &'a Log) -> Self {
         let (settings, settings_error) = match settings::load(host) {
             Ok(settings) => (settings, None),

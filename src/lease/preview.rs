@@ -1,5 +1,6 @@
 //! A start foreseen: the same facts, the same decision and the same steps as of a real one, without the lock, and
-//! without changing anything. What others do meanwhile may make it wrong; so it is for the admin's eyes only.
+//! without changing anything. What others do in the meantime may make it wrong, so nothing but a report may depend on
+//! it.
 
 use crate::Leases;
 use crate::gather::Facts;
@@ -106,7 +107,7 @@ impl Leases<'_> {
             }
             function.owner = None;
             let device = &mut function.device;
-            // Of a device of somebody else, not all was read.
+            // Of a device that another guest has, not all was read.
             let now = view.pci.device(device.address)?;
             device.driver_override = now.and_then(|now| now.driver_override).map(|_| held.driver_override);
             device.on_vfio = held.driver.as_ref().is_some_and(|driver| driver.contains("vfio"));

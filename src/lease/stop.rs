@@ -1,4 +1,4 @@
-//! The way back: after a stop, after a start that failed, and for guests that are gone without a word.
+//! Reattaching: after a stop, after a start that failed, and for guests whose end no event reported.
 
 use crate::Leases;
 use crate::life::Life;
@@ -8,18 +8,19 @@ use model::address::PciAddress;
 use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState, Role};
 
-/// On what occasion devices are given back.
+/// When devices are reattached.
 #[derive(Clone, Copy)]
 pub(super) enum Occasion {
     /// A start fails here; libvirt undoes its part after that, and tells us by `release`.
     Undo {
-        /// The device of a call that hangs. It looks as it did before, and what is done to it now, the call may spoil
-        /// when it comes back; so it is kept. The child that makes the call holds the guest's turn until then.
+        /// The device of a call that hangs. The write still hangs in the kernel and may take effect
+        /// later, so the device is not touched and stays on record. The child that makes the call holds the guest's
+        /// turn until then.
         hanging: Option<PciAddress>,
     },
     /// libvirt says that the guest is gone, and has done its part.
     Release,
-    /// Nobody says anything; perhaps the guest is gone.
+    /// No event: reattach only if the guest no longer runs.
     Retry,
 }
 

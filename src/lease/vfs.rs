@@ -345,7 +345,7 @@ impl<'a> Setup<'a> {
                     .remedy(format!("{}, then run `vfpool setup`", used.remedy())));
             }
         }
-        // Whoever compares leases after this finds the VFs claimed. The write may take long, and comes without the
+        // Who compares leases after this finds the VFs claimed. The write may take long, and comes without the
         // lock.
         let _claim = {
             let locked = self.store.lock()?;

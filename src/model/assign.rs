@@ -14,7 +14,7 @@ pub struct Want<'a> {
     pub current: PciAddress,
 }
 
-/// Where each want is to point, in their order. Whoever comes first chooses first.
+/// Where each want is to point, in their order. The first one chooses first.
 ///
 /// Each gets a free device of its own as long as there are enough; beyond that they share, evenly, and the first to be
 /// started has it. What is free and not shared by more than need be stays, so that nothing is moved without need, nor

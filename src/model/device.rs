@@ -22,7 +22,7 @@ pub struct PciDevice {
     pub driver: Option<String>,
     /// Whether that driver gives it to VFIO.
     pub on_vfio: bool,
-    /// Whether somebody has it open through VFIO: vfio-pci enables a device only as long as it is used.
+    /// Whether a program has it open through VFIO: vfio-pci enables a device only as long as it is used.
     /// Source: Linux `Documentation/PCI/sysfs-pci.rst`, `enable`; `drivers/vfio/pci/vfio_pci_core.c`.
     pub in_vfio_use: bool,
     /// The override in force. The outer `None`: this kernel has no `driver_override`.

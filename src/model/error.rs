@@ -1,7 +1,7 @@
 //! The one error of this crate: a line for the admin.
 //!
-//! libvirt shows a failing hook's stderr to whoever started the guest, so an error is a sentence that says what could
-//! not be done, to which device or file, why, and what to do. It is made where the most is known about it.
+//! libvirt shows a failing hook's stderr to the user who started the guest, so an error is a sentence that says what
+//! could not be done, to which device or file, why, and what to do. It is made where the most is known about it.
 
 use crate::text::one_line;
 use std::path::Path;
@@ -52,7 +52,7 @@ impl Error {
         Self::new(format!("{self}. Not all could be undone: {undo}"))
     }
 
-    /// What to do about it, where that is told apart.
+    /// What to do about it, if there is anything to do.
     pub fn what_to_do(&self) -> Option<&str> {
         self.remedy.as_deref()
     }

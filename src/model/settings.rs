@@ -91,7 +91,7 @@ impl Settings {
         Duration::from_secs(self.deadline.seconds.get().into())
     }
 
-    /// How long a hook of somebody else may take. libvirt itself would wait for ever.
+    /// How long another hook may take. libvirt itself sets no limit.
     pub fn hook_deadline(&self) -> Duration {
         Duration::from_secs(self.hook.as_ref().map_or(300, |hook| hook.seconds.get().into()))
     }

@@ -93,14 +93,14 @@ struct Daemon {
     name: &'static str,
     /// When it started; `None`: it does not run.
     since: Option<SystemTime>,
-    /// Whether systemd starts it when somebody calls.
+    /// Whether systemd starts it when a client connects.
     is_awaited: bool,
 }
 
 impl Daemon {
     fn find(host: &Host) -> Self {
         let sockets = files::read(&host.path("proc/net/unix")).unwrap_or_default();
-        // Flags with __SO_ACCEPTCON: somebody listens. Without a daemon, that is systemd.
+        // Flags with __SO_ACCEPTCON: a program listens. Without a daemon, that is systemd.
         let listens = |socket: &str| {
             let is_it = |line: &str| {
                 let words: Vec<&str> = line.split_whitespace().collect();
@@ -201,7 +201,7 @@ fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// A hook of somebody else may call ours.
+/// Another hook may call ours.
 fn another_hook(hook: &Path, own: &Path, daemon: &Daemon) -> Finding {
     const ID: Id = Id::Hook;
     let text = fs::read(hook).unwrap_or_default();
@@ -255,7 +255,7 @@ fn label(host: &Host, hook: &Path, own: &Path) -> Option<Finding> {
     )
 }
 
-/// libvirtd looks for the hook when it starts and when it is told to reload, and never else.
+/// libvirtd looks for the hook when it starts and when it reloads, and never else.
 fn known(host: &Host, hook: &Path, data: &Metadata, daemon: &Daemon, systemd: &Systemd) -> Option<Finding> {
     let since = daemon.since?;
     let changed = |data: &Metadata| {
@@ -266,7 +266,7 @@ fn known(host: &Host, hook: &Path, data: &Metadata, daemon: &Daemon, systemd: &S
     let link = fs::symlink_metadata(hook).ok()?;
     let there = [&link, data].into_iter().filter_map(changed).max()?;
     let reloaded = systemd.reloaded(&format!("{}.service", daemon.name));
-    // A reload in the very second in which the hook came is one after it: whoever adds the hook reloads then.
+    // A reload in the very second in which the hook came is one after it: the one who adds the hook reloads then.
     let is_reloaded = reloaded.is_some_and(|reloaded| reloaded + Duration::from_secs(1) > there);
     if since >= there || is_reloaded {
         return None;

@@ -2,7 +2,7 @@
 //!
 //! Looks and changes nothing, takes no lock, and asks libvirt nothing, so that it works when libvirtd is down. Each
 //! finding says what is so, what shows it, and what cures it on this very host: a command in backquotes cures it when
-//! it is run as it stands. What a guest's start would refuse is told here before the start does.
+//! it is run as it stands. What a guest's start would refuse is reported here before the start.
 
 mod boot;
 mod guests;
@@ -96,7 +96,7 @@ pub enum Severity {
     Note,
     /// Works now, or for most guests; will bite.
     Warning,
-    /// A guest cannot have its device until this is mended.
+    /// A guest cannot have its device until this is fixed.
     Failure,
 }
 

@@ -147,7 +147,7 @@ impl Context<'_> {
         let guard = Guard::new(host, self.settings.deadline());
         for vf in sysfs::vfs_of(host, address)? {
             let Some(vf) = sysfs::identity(host, vf)? else { continue };
-            // One that the host uses stays with it, and is told below.
+            // One that the host uses stays with it, and is reported below.
             let is_ready = vf.on_vfio || self.store.owner(vf.address)?.is_some();
             if !is_ready && guard.of(vf.address)?.is_none() {
                 elsewhere.push(vf);
@@ -171,7 +171,7 @@ impl Context<'_> {
     fn groups(&self, pool: &Pool, devices: &[PciDevice]) -> Result<Vec<Finding>> {
         let mut groups: BTreeMap<u32, Vec<&PciDevice>> = BTreeMap::new();
         for device in devices {
-            // Without a group there is no IOMMU, which is told.
+            // Without a group there is no IOMMU, which is reported.
             if let Some(group) = device.group {
                 groups.entry(group).or_default().push(device);
             }

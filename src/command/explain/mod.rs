@@ -89,7 +89,7 @@ pub struct DeviceReport {
     /// Who has leased it.
     #[serde(skip_serializing_if = "Option::is_none")]
     lease: Option<DeviceLease>,
-    /// Who or what uses it of whom no lease tells: the host, a program, a guest of somebody else.
+    /// Who or what uses it without a lease: the host, a program, a guest of another tool.
     #[serde(skip_serializing_if = "Option::is_none")]
     used_by: Option<String>,
     /// The guests whose definitions point at it; stopped ones with a pool are parked here.
@@ -379,7 +379,7 @@ impl Explanation {
             Subject::Device(device) => text::device(device),
             Subject::Guest(guest) => text::guest(guest),
         };
-        // What stands in a line may be a name that somebody chose.
+        // A name in a line may hold anything.
         lines.iter().map(|line| one_line(line) + "\n").collect()
     }
 }

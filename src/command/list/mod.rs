@@ -152,7 +152,7 @@ pub enum DeviceState {
         #[serde(skip_serializing_if = "Option::is_none")]
         was_on: Option<String>,
     },
-    /// Somebody of whom no lease tells, or the host itself, uses it or a device of its group.
+    /// The host, or a user without a lease, uses it or a device of its group.
     InUse {
         /// Who or what.
         by: String,
@@ -162,7 +162,7 @@ pub enum DeviceState {
         /// What is wrong.
         why: String,
     },
-    /// It is there, and no guest can have it until somebody has seen to it.
+    /// It is there, and an admin has to act before a guest can have it.
     Attention {
         /// The guest that left it so, if one did.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -473,7 +473,7 @@ impl View<'_> {
         Ok(DeviceState::Leased { guest, role: held.map(|held| held.role), lease: Some(lease.state), was_on })
     }
 
-    /// All leases, and what somebody has to see to.
+    /// All leases, and what needs attention.
     fn leases(&self) -> Result<(Vec<LeaseView>, Vec<Attention>)> {
         let (mut leases, mut attention) = (Vec::new(), Vec::new());
         let marked = self.store.guests_needing_attention()?;

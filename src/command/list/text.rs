@@ -1,7 +1,7 @@
 //! An inventory for people, and for Prometheus.
 //!
 //! A name may hold anything; here, too, it must not make lines or control sequences of its own. Colours are always
-//! written: whoever owns the stream takes them out where it is no terminal.
+//! written; the owner of the stream removes them where it is not a terminal.
 
 use super::{DeviceState, DeviceView, GroupView, Listing, PfView, PoolView, STATES};
 use anstyle::{AnsiColor, Style};

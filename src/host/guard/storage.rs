@@ -112,7 +112,7 @@ impl Guard<'_> {
     }
 }
 
-/// Whether a path in /dev is this block device. `/dev/mapper/x` is told by its number where it is mounted, and swaps
+/// Whether a path in /dev is this block device. `/dev/mapper/x` is known by its number where it is mounted, and swaps
 /// are shown by the kernel under their own name.
 fn is_node(path: &str, disk: &str) -> bool {
     path.strip_prefix("/dev/").is_some_and(|name| name == shown(disk))

@@ -75,8 +75,8 @@ impl Below {
                 self.disks.push(nvme_head(&name).unwrap_or(name));
                 return Ok(());
             }
-            // Whoever plays sound has the controls of each card open; the card of a GPU goes with it. So do the input
-            // devices of its jacks, which are below the card.
+            // A program that plays sound has the controls of each card open; the card of a GPU goes with it. So do the
+            // input devices of its jacks, which are below the card.
             Some("sound") => return Ok(()),
             Some("mdev") => {
                 let group = files::link_number(&path.join("iommu_group"))?;

@@ -16,7 +16,7 @@ pub fn install(host: &Host) -> Result<String> {
     if is_ours(&hook) {
         return Ok(format!("{} is vfpool's already", hook.display()));
     }
-    // Links are not followed: one to nowhere is somebody's, too.
+    // Links are not followed: one to nowhere is another's, too.
     let file = |path: &Path| fs::symlink_metadata(path).ok().map(|data| (data.dev(), data.ino()));
     let (theirs, kept) = (file(&hook), file(&earlier));
     // The same file under both names was left by one of us that was killed.

@@ -44,7 +44,7 @@ fn dynamic_id(device: &PciDevice) -> String {
 }
 
 /// What takes a device off its driver and offers it to vfio-pci, which has to be loaded. A device that has an override
-/// keeps the new one: until somebody clears it, no host driver takes the device.
+/// keeps the new one: until it is cleared, no host driver binds the device.
 fn to_vfio(device: &PciDevice) -> Vec<Step> {
     let unbind = device.driver.clone().map(Step::Unbind);
     let Some(current) = &device.driver_override else { return unbind.into_iter().chain([Step::BindById]).collect() };
@@ -58,7 +58,7 @@ pub struct Binder<'a> {
     pub host: &'a Host,
     /// Whether a guest has claimed a device.
     pub is_claimed: Box<dyn Fn(PciAddress) -> Result<bool> + 'a>,
-    /// Where each change is told.
+    /// Where each change is logged.
     pub log: &'a Log,
     /// For whom it is done (`guest 'web'`); for the log only.
     pub user: String,
@@ -236,20 +236,20 @@ impl Binder<'_> {
         let unbind = self.host.driver(driver).join("unbind");
         match self.try_write(&unbind, &device.address.to_string(), self.limit) {
             Ok(()) => Ok(()),
-            // Somebody else was faster.
+            // Another program was faster.
             Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
             Err(cause) => Err(sysfs::write_error(&unbind, &device.address.to_string(), self.limit, &cause)),
         }
     }
 
-    /// `Ok(false)`: somebody else has moved it meanwhile, and it stays there.
+    /// `Ok(false)`: another program has moved it since, and it stays there.
     fn restore_driver(&self, device: &PciDevice, held: &HeldDevice) -> Result<bool> {
         let address = device.address;
         let current = device.driver.as_deref();
         let wanted = held.driver.as_deref();
         if current != wanted && device.on_host_driver() && !self.is_probed_vf(device, held) {
             if held.role == Role::Managed {
-                // libvirt knows better, after we had lost our record.
+                // libvirt reattached it. The record differs only if it was learned from the running guest.
                 return Ok(false);
             }
             self.log.warning(format_args!(

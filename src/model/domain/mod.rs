@@ -146,7 +146,7 @@ impl Domain {
         self.requests.iter().find(is_same)
     }
 
-    /// The device that carries out a request. None: somebody has removed it, or it is just being moved.
+    /// The device that carries out a request. None: it was removed, or is just being moved.
     pub fn device_for(&self, request: &Request) -> Option<&Hostdev> {
         let mut devices = self.devices.iter();
         devices.find(|device| device.kind != Kind::Disk && device.guest_address == Some(request.guest_address))

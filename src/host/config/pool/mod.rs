@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A file is read without looking at the hardware, which comes and goes: its lines become devices when they are asked
-//! for. What is wrong with one line, or one file, is told and leaves the others as they are.
+//! for. What is wrong with one line, or one file, is reported and leaves the others as they are.
 //! Source: libvirt `docs/formatnetwork.rst`, "Using an SR-IOV pool".
 
 mod dump;
@@ -81,7 +81,7 @@ pub enum OnBusy {
     /// Say no; the next try gets a free one.
     #[default]
     Refuse,
-    /// Say no, then start the guest again with a free one. Whoever was told no may have started it elsewhere meanwhile.
+    /// Refuse, then start the guest again with a free one. An HA manager may have started it elsewhere by then.
     Restart,
 }
 
