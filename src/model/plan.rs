@@ -1,7 +1,7 @@
-//! What a guest's start takes: facts and leases in, a list of devices to take or a refusal out.
+//! Decides about a guest's start: facts and leases in; a list of devices to detach, or a refusal, out.
 //!
-//! Pure. [`Scene`] is gathered by the event; a fact that is dear to find out (what the host uses, who is busy) is asked
-//! for by an [`Answer`] when the decision really hangs on it.
+//! Pure. The event gathers the [`Scene`]. Facts that take long to find out (what the host uses a device for) are not in
+//! the first scene: [`plan`] asks for them with an [`Answer`], and only if the decision depends on them.
 
 use crate::address::PciAddress;
 use crate::device::PciDevice;
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 /// All that decides about the start of one guest.
 pub struct Scene<'a> {
-    /// What the guest's definition asks for.
+    /// The guest's PCI devices, from the XML that libvirt starts it with.
     pub assigned: &'a [Assigned],
     /// Each function that the start could touch: the assigned ones, the other members of their groups, the VFs of the
     /// PFs among them, and what is behind controllers among them.
@@ -31,7 +31,7 @@ pub struct Scene<'a> {
     pub settings: &'a Settings,
     /// Why devices that are asked for from a pool are none of it.
     pub not_members: &'a BTreeMap<PciAddress, Error>,
-    /// Why the settings could not be read, if so; told with a refusal that they might have prevented.
+    /// Why the settings could not be read, if so; added to a refusal that they might have prevented.
     pub settings_error: Option<&'a Error>,
 }
 
@@ -62,22 +62,23 @@ pub enum OwnerState {
     Ourselves,
     /// It runs, or is being started.
     InUse,
-    /// It is gone, but its devices were not given back.
+    /// It is gone. Reattaching its devices has not been tried in this start.
     Gone,
-    /// It is gone, and libvirt is just giving its devices back.
+    /// It is gone. Tried: libvirt has not reattached its managed devices yet.
     Stopping,
-    /// It is gone, and giving its devices back has been tried in vain.
+    /// It is gone. Tried: a device could not be reattached. Nobody uses it, so this guest may take it over, with the
+    /// record of how it was found.
     Stuck,
 }
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Record this and take these, in this order; the last ones go first back.
+    /// Record these devices, and detach them in this order. They are reattached in reverse order.
     Take(Vec<HeldDevice>),
     /// Find out what the host uses these devices for, all at once, and ask again.
     FindUses(Vec<PciAddress>),
-    /// Give back what this gone guest left, and ask again.
+    /// Reattach what this gone guest left, and ask again.
     Recover(String),
 }
 
@@ -135,7 +136,7 @@ pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
         }
     }
     let taken = scene.taken()?;
-    // The guest's own devices, which come last, are what the admin knows of.
+    // In reverse: a refusal then names the guest's own device, which the admin knows.
     for take in taken.iter().rev().chain(&scene.lost(&taken)) {
         if let Some(owner) = &take.function.owner {
             let why = match owner.state {
@@ -181,8 +182,8 @@ impl Function {
 
 impl Assigned {
     /// Whether the guest names this device, so that it gets it although the host has it merely up or open, as libvirt
-    /// always did. What somebody else chooses is no such device: with managed='no' we detach it, and of a pool of VFs
-    /// any one will do, so that those which the host uses stay with the host.
+    /// always did. Not with managed='no', where vfpool detaches it, and not a VF of a pool, where any other will do:
+    /// those that the host uses stay with the host.
     pub fn names(&self, device: &PciDevice) -> bool {
         self.managed && (self.pool.is_none() || device.physfn.is_none())
     }
