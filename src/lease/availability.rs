@@ -135,7 +135,7 @@ impl View<'_> {
         let lease = self.lease(&owner).ok().flatten();
         let held = lease.as_ref().and_then(|lease| lease.held(address).cloned());
         let has_it = match &lease {
-            // Until a guest that is gone has given it back, it is no other guest's.
+            // Until a guest that is gone has reattached it, it is no other guest's.
             Some(lease) => held.is_some() && (lease.state != LeaseState::Reserved || self.is_in_use(&owner, lease)),
             None => self.is_running(&owner),
         };

@@ -20,7 +20,7 @@ pub(super) struct Facts<'a> {
     assigned: &'a [Assigned],
     not_members: BTreeMap<PciAddress, Error>,
     uses: BTreeMap<PciAddress, Option<HostUse>>,
-    /// The gone guests that have given back by now what they could.
+    /// The gone guests that have reattached by now what they could.
     pub(super) recovered: BTreeSet<String>,
 }
 
@@ -141,7 +141,7 @@ impl<'a> Facts<'a> {
             // The lease was lost. Only the guest itself can still need the device.
             return Ok(view.is_running(&owner).then_some(Owner { guest: owner, state: OwnerState::InUse, held: None }));
         };
-        // What a dry run has given back is still on record.
+        // What a dry run has reattached is still on record.
         if lease.is_over(self.leases.host) || self.leases.host.is_dry() && self.recovered.contains(&owner) {
             return Ok(None);
         }

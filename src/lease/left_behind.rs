@@ -6,7 +6,7 @@ use model::lease::Role;
 use model::step::VFIO_PCI;
 use model::text::one_line;
 
-/// What nobody gives back when its guest stops, now that ours is not called any more; with the way to do it by hand.
+/// What is not reattached when its guest stops, as our hook is not called any more; with the commands to do it.
 pub fn left_behind(store: &Records) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for guest in store.guests()? {

@@ -19,7 +19,7 @@ use model::step::Step;
 /// What a start would do.
 #[derive(Debug, Default)]
 pub struct Preview {
-    /// The guests that are gone and whose devices it would first give back; the guest of the start itself may be one.
+    /// The guests that are gone and whose devices it would first reattach; the guest of the start itself may be one.
     pub left_by: Vec<String>,
     /// What it would take then, in this order. `None`: that can be told only when those devices are back, as VFs are
     /// among them.
@@ -93,7 +93,7 @@ impl Leases<'_> {
         taken.collect()
     }
 
-    /// Makes a scene what it is when a gone guest has given back what it can: all, if libvirt has done its part.
+    /// Makes a scene what it is when a gone guest has reattached what it can: all, if libvirt has done its part.
     /// Whether that is known, as the VFs of a PF are yet to be made.
     fn suppose_reattached(&self, view: &View, scene: &mut Scene, gone: &str, is_over: bool) -> Result<bool> {
         let Some(lease) = view.lease(gone)? else { return Ok(true) };

@@ -1,4 +1,4 @@
-//! What a guest still holds is given back because the admin says so: after something went wrong that no event told of.
+//! What a guest still holds is reattached because the admin says so: after something went wrong that no event told of.
 
 use crate::Leases;
 use crate::life::Life;
@@ -12,7 +12,7 @@ use model::text::shell_word;
 use std::collections::BTreeSet;
 
 impl Leases<'_> {
-    /// Gives back what a guest that does not run still holds; only `device` and its IOMMU group, if one is given.
+    /// Reattaches what a guest that does not run still holds; only `device` and its IOMMU group, if one is given.
     /// Returns a line that says so.
     ///
     /// `force`: whatever libvirt may still be about to do for this guest, it is over. A device that somebody has open

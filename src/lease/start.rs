@@ -62,7 +62,7 @@ impl Leases<'_> {
             facts.find_uses(addresses, &before)?;
         }
         drop(before);
-        // Kept to the end, so that nobody else gives back what we are about to take over.
+        // Kept to the end, so that nobody else reattaches what we are about to take over.
         let mut turns = Vec::new();
         loop {
             let locked = self.store.lock()?;

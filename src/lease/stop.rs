@@ -25,8 +25,8 @@ pub(super) enum Occasion {
 }
 
 impl Leases<'_> {
-    /// Gives back what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record,
-    /// and so is what libvirt itself still has to give back: that is over with the guest's `release`, or when that
+    /// Reattaches what the guest's lease tells of and the guest still owns, in reverse. What fails is kept on record,
+    /// and so is what libvirt itself still has to reattach: that is over with the guest's `release`, or when that
     /// libvirtd has died.
     pub(super) fn reattach(&self, guest: &str, _turn: &Turn, occasion: Occasion) -> Result<()> {
         let lease = {
@@ -62,7 +62,7 @@ impl Leases<'_> {
         self.reattach_all(guest, &lease, &lease.devices, Vec::new(), is_over, hanging)
     }
 
-    /// Gives back some of a lease's devices, in reverse, and writes down what is left: `kept`, and what could not go.
+    /// Reattaches some of a lease's devices, in reverse, and writes down what is left: `kept`, and what could not go.
     pub(super) fn reattach_all(
         &self,
         guest: &str,

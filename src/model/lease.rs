@@ -113,7 +113,7 @@ pub struct HeldDevice {
     /// Why it is held.
     #[serde(rename = "@role")]
     pub role: Role,
-    /// The driver it had. None is a state like any other, and given back as such.
+    /// The driver it had. None is restored as well: the device is left without a driver.
     #[serde(rename = "@driver", skip_serializing_if = "Option::is_none", default)]
     pub driver: Option<String>,
     /// The `driver_override` it had.
@@ -137,9 +137,9 @@ fn is_zero(number: &u32) -> bool {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// The guest's own; libvirt takes it and gives it back.
+    /// The guest's own; libvirt detaches and reattaches it.
     Managed,
-    /// The guest's own, with managed='no': we take it and give it back.
+    /// The guest's own, with managed='no': we detach and reattach it.
     Unmanaged,
     /// Of the same IOMMU group: VFIO wants it off its host driver.
     Sibling,

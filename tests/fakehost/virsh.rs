@@ -704,7 +704,7 @@ fn pid_file(guest: &str) -> String {
     format!("run/libvirt/qemu/{guest}.pid")
 }
 
-/// The managed devices that libvirt gives back, and their drivers.
+/// The managed devices that libvirt reattaches, and their drivers.
 fn taken_by(guest: &str) -> String {
     format!("hw/taken/{guest}")
 }

@@ -182,7 +182,7 @@ pub struct GuestReport {
     /// The state of its lease, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     lease: Option<LeaseState>,
-    /// Why something it had could not be given back.
+    /// Why something it had could not be reattached.
     #[serde(skip_serializing_if = "Option::is_none")]
     attention: Option<String>,
     /// The PCI devices of its XML: of the running guest, or else of its definition.
@@ -222,7 +222,7 @@ struct GuestDevice {
     address: PciAddress,
     /// The element: `hostdev`, `interface` or `disk`.
     kind: &'static str,
-    /// Whether libvirt itself takes it and gives it back.
+    /// Whether libvirt itself takes it and reattaches it.
     is_managed: bool,
     /// Where the guest sees it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -246,7 +246,7 @@ enum Verdict {
     Free,
     /// The guest in question has it already.
     Own,
-    /// Guests that are gone have left devices; only when these were given back can be told more.
+    /// Guests that are gone have left devices; only when these were reattached can be told more.
     Left,
     /// It would be refused.
     Refused,
@@ -261,10 +261,10 @@ struct Start {
     /// Why it would be refused, as the hook would say it.
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<String>,
-    /// The guests that are gone and whose devices would be given back first.
+    /// The guests that are gone and whose devices would be reattached first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_by: Vec<String>,
-    /// How these devices would be given back.
+    /// How these devices would be reattached.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left: Vec<Action>,
     /// What would be done, in this order.

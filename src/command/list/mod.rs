@@ -1,5 +1,5 @@
 //! What `vfpool list` shows: one look at the host as pools see it. Pool, PF, VF, who has it; devices that guests hold
-//! beside that; what could not be given back.
+//! beside that; what could not be reattached.
 //!
 //! Reads only, takes no lock, asks no libvirt, and reads each attribute of sysfs once, so that it is fast on a host
 //! with thousands of VFs. The types here are also the shape of `vfpool list --json`: what is absent is left out.
@@ -43,7 +43,7 @@ pub struct Listing {
     pub groups: Option<Vec<GroupView>>,
     /// The leases, by their guests' names.
     pub leases: Vec<LeaseView>,
-    /// What could not be given back, or was not yet.
+    /// What could not be reattached, or was not yet.
     pub attention: Vec<Attention>,
     /// How often a process had to wait for one of our locks since boot.
     pub lock_waits: u64,
@@ -195,7 +195,7 @@ pub struct LeaseView {
     pub state: LeaseState,
 }
 
-/// What was not given back.
+/// What was not reattached.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Attention {

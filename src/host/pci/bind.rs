@@ -128,7 +128,7 @@ impl Binder<'_> {
         Ok(())
     }
 
-    /// Gives a device back as it was found. A managed device is libvirt's to give back as long as its part of a stop is
+    /// Gives a device back as it was found. A managed device is libvirt's to reattach as long as its part of a stop is
     /// not over (`libvirt_done`); `Ok(false)`: it has not done so yet.
     pub fn reattach(&self, held: &HeldDevice, libvirt_done: bool) -> Result<bool> {
         let Some(device) = self.find(held)? else {

@@ -40,7 +40,7 @@ pub const NAMESPACE: &str = "urn:vfpool:domain:1";
 pub struct Assigned {
     /// Where the device is on the host.
     pub address: PciAddress,
-    /// Whether libvirt itself takes it from its host driver and gives it back.
+    /// Whether libvirt itself takes it from its host driver and reattaches it.
     pub managed: bool,
     /// The pool that the guest asks for this device.
     pub pool: Option<String>,
@@ -51,7 +51,7 @@ pub struct Assigned {
 pub struct Hostdev {
     /// Where the device is on the host.
     pub address: PciAddress,
-    /// Whether libvirt itself takes it from its host driver and gives it back.
+    /// Whether libvirt itself takes it from its host driver and reattaches it.
     pub managed: bool,
     /// What kind of element it is.
     pub kind: Kind,

@@ -270,7 +270,7 @@ fn what_others_have() {
     for there in ["02:00.0 g8 db:gone", "02:00.0 g8; 02:00.1 g8 db:gone"] {
         Given::new("02:00.0", there).takes("recover db");
     }
-    // Given back in vain; this start may have more luck.
+    // Reattaching it failed; this start takes it over.
     Given::new("02:00.0", "02:00.0 g8 on:vfio-pci db:stuck").takes("02:00.0 managed");
 }
 

@@ -143,7 +143,7 @@ fn starts_and_what_they_take() {
     assert_eq!((rewritten.code, rewritten.stderr.as_str()), (Some(0), ""));
     assert_eq!(rewritten.stdout, asking("web", &vf(1)));
     assert_eq!(everything(&host), before, "nothing is reserved");
-    // A gone guest's device would be given back first.
+    // A gone guest's device would be reattached first.
     let host = Host::with_pair();
     host.guest("gone", "0000:02:00.1").prepare().ok();
     host.libvirtd_dies();

@@ -1,4 +1,4 @@
-//! `vfpool release`: what a guest still holds is given back by hand, and never more than that.
+//! `vfpool release`: what a guest still holds is reattached by hand, and never more than that.
 
 use fakehost::{FIRST, Host, PF, asking, domain_with, group, vf};
 

@@ -163,7 +163,7 @@ fn a_hanging_probe_ends_within_the_deadline() {
     hangs_while_starting("drivers_probe 0000:02:00.1");
 }
 
-/// The same for a write of the give-back.
+/// The same for a write of the reattachment.
 fn hangs_while_stopping(fault: &str) {
     let host = Host::with_pair();
     host.add_pair("0000:03:00", 9);

@@ -239,7 +239,7 @@ fn used() -> BTreeSet<String> {
     for hook in ["etc/libvirt/hooks/qemu.before-vfpool", "etc/libvirt/hooks/qemu.d/1"] {
         host.script(hook, &format!("echo {hook} >>{}", host.path("opened").display()));
     }
-    // A lease that cannot be read, a device that cannot be given back, a start that is refused.
+    // A lease that cannot be read, a device that cannot be reattached, a start that is refused.
     host.put("run/vfpool/leases/odd", "<lease");
     host.guest("odd", &vf(2)).prepare().ok();
     let web = host.guest("web", FIRST);
@@ -509,7 +509,7 @@ fn keys_of_list() {
     json(&host, &["list", "--groups"], &mut seen);
     host.vfpool_with(&["rewrite"], host.definition("web").as_bytes()).run();
     json(&host, &["list"], &mut seen);
-    // With what could not be given back, and without an IOMMU.
+    // With what could not be reattached, and without an IOMMU.
     let host = Host::with_pair();
     let web = host.guest("web", "0000:02:00.0");
     web.prepare().ok();

@@ -51,7 +51,7 @@ pub struct Pool {
     pub file: PathBuf,
     /// What happens to a guest whose device is taken.
     pub on_busy: OnBusy,
-    /// Whether libvirt is to take a device from its host driver and give it back.
+    /// Whether libvirt is to take a device from its host driver and reattach it.
     pub managed: bool,
     /// Of a libvirt network.
     pub uuid: Option<String>,
