@@ -38,7 +38,6 @@ use model::text::shell_word;
 use once_cell::unsync::OnceCell;
 pub use preview::{Acquired, Preview};
 pub use refusal::missing_devices;
-pub use release::Unfinished;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::Duration;

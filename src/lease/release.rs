@@ -111,42 +111,6 @@ impl Leases<'_> {
         }
         Ok(lease.devices.iter().filter(|held| members.contains(&held.address)).cloned().collect())
     }
-}
-
-/// A guest whose start or stop has not ended, as far as its lease says.
-pub struct Unfinished {
-    /// The guest's name.
-    pub guest: String,
-    /// Of the lease as it was when it was looked at.
-    stamp: String,
-}
-
-impl Leases<'_> {
-    /// The guests without a QEMU whose start or stop libvirt may still be at work on. If libvirt says that such a guest
-    /// is off, its hook was killed, or never called.
-    pub fn unfinished(&self) -> Result<Vec<Unfinished>> {
-        let mut unfinished = Vec::new();
-        for guest in self.store.guests()? {
-            let Some(stamp) = self.store.stamp(&guest) else { continue };
-            let Some(lease) = self.store.lease_or_none(&guest) else { continue };
-            if lease.state.is_held() && !lease.is_running(self.host, &guest) && lease.libvirt_lives(self.host) {
-                unfinished.push(Unfinished { guest, stamp });
-            }
-        }
-        Ok(unfinished)
-    }
-
-    /// Reattaches what a guest holds that is off, as libvirt says; unless it was started again since.
-    pub fn finish(&self, Unfinished { guest, stamp }: &Unfinished) -> Result<()> {
-        let turn = self.turn(guest)?;
-        if self.store.stamp(guest).as_ref() != Some(stamp) {
-            return Ok(());
-        }
-        self.log.warning(format_args!("guest '{guest}' is off, and its end was not reported; reattaching its devices"));
-        self.reattach(guest, &turn, Occasion::Release)?;
-        self.notify_reconciler(guest);
-        Ok(())
-    }
 
     /// Whether a guest uses the devices of its lease, or is about to.
     pub fn is_in_use(&self, guest: &str) -> bool {

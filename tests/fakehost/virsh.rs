@@ -303,7 +303,6 @@ impl Virsh {
                 Ok(self.tree.get(memory(&name)).unwrap_or(guest.text))
             }
             "dumpxml" => Ok(self.running(&name)?.text),
-            "domid" => Ok(self.running(&name).map_or_else(|_| "-".to_owned(), |_| "1".to_owned()) + "\n"),
             "eject" => self.eject(&name),
             "start" => self.start(&guest, &options),
             "destroy" => self.destroy(&guest),

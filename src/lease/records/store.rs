@@ -1,6 +1,5 @@
 //! What is recorded, as everybody may read it.
 
-use host::libvirt::definitions;
 use host::log::Log;
 use host::paths::{Host, file_name, guest_name};
 use model::address::PciAddress;
@@ -124,11 +123,6 @@ impl<'a> Records<'a> {
         let path = self.path(mark, guest);
         // Most guests have none.
         fs::symlink_metadata(&path).is_ok() && fs::remove_file(&path).is_ok()
-    }
-
-    /// Changes with each start of a guest, and whenever its lease is written. `None`: it has none.
-    pub(crate) fn stamp(&self, guest: &str) -> Option<String> {
-        definitions::stamp(&self.path("leases", guest))
     }
 
     /// Who owns a device, by its claim. That guest's lease may say nothing of it, or not exist.
