@@ -90,6 +90,9 @@ impl Context<'_> {
                 let what = format!("Guest '{guest}' cannot start: {}", refusal.why.reason());
                 let finding = Finding::failure(Id::Guest, what);
                 findings.push(match refusal.why.what_to_do() {
+                    // A command for this guest.
+                    _ if refusal.cause == Cause::Missing => finding
+                        .cured_by(format!("See `lspci -D`, and correct it with `virsh edit {}`", shell_word(guest))),
                     Some(remedy) => finding.cured_by(remedy),
                     None => finding,
                 });

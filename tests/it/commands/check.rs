@@ -968,8 +968,8 @@ fn devices_that_guests_name() {
                    is up and has the address 192.0.2.7 | /etc/libvirt/qemu/web.xml | Take em2 down or its address \
                    away, or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml";
     let missing = "failure guest: Guest 'web' cannot start: there is no PCI device 0000:66:00.0 on this host | \
-                   /etc/libvirt/qemu/web.xml | See `lspci -D` for what there is; a guest is corrected with \
-                   `virsh edit`";
+                   /etc/libvirt/qemu/web.xml | See `lspci -D`, and correct it with \
+                   `virsh edit web`";
     expect(&host, &[missing, sibling]);
     // As the hook says.
     host.define("web", &definition("web", &[], &[hostdev_at("0000:02:00.0", 0, "")]));
