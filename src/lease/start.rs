@@ -8,7 +8,7 @@ use crate::view::View;
 use host::libvirt::runtime;
 use model::address::PciAddress;
 use model::domain::Assigned;
-use model::error::{Error, Result};
+use model::error::Result;
 use model::lease::{HeldDevice, Lease, LeaseState};
 use model::plan::{Answer, Refusal, plan};
 
@@ -40,7 +40,7 @@ impl Leases<'_> {
             if let Err(error) = binder.detach(held) {
                 return Err(match undo(binder.hangs.get().then_some(held.address)) {
                     Ok(()) => error,
-                    Err(undo) => Error::new(format!("{error}. Not all could be undone: {undo}")),
+                    Err(undo) => error.but_not_undone(&undo),
                 });
             }
         }
