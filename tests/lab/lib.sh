@@ -11,6 +11,9 @@ fail() {
     exit 1
 }
 
+# rounds N MANY: how often a random scenario plays: N times, or MANY with `tests/run --long`.
+rounds() { if [[ ${LAB_LONG:-} ]]; then echo "$2"; else echo "$1"; fi; }
+
 # With `set -e` a command that fails ends the scenario; this names the command.
 set -o errtrace
 trap 'echo "${BASH_SOURCE[0]##*/} line $LINENO: exit $?: $BASH_COMMAND" >&2' ERR
@@ -433,6 +436,12 @@ without_hook() (
 # logged TEXT: the lines of syslog since the scenario began that contain TEXT.
 logged() { journalctl -q --no-pager -o cat --since "@${scenario_began:-0}" | grep -F -- "$1"; }
 
+# No service of vfpool works or is about to. A oneshot service that works is `activating`, which is-active does not count.
+units_are_idle() {
+    [[ -z $(systemctl list-units --no-legend --state=active,activating,deactivating 'vfpool-*.service') &&
+        -z $(systemctl list-jobs --no-legend 'vfpool-*') ]]
+}
+
 # There is no lease.
 no_leases() { [[ ! -d $leases || -z $(ls -A "$leases") ]]; }
 
@@ -472,6 +481,13 @@ after_install() {
     enable_units
     reload_libvirtd
 }
+
+# Definitions and leases that change are left alone until start_watching.
+stop_watching() {
+    systemctl stop vfpool-reconcile.path vfpool-definitions.path
+    wait_until 60 units_are_idle
+}
+start_watching() { systemctl start vfpool-reconcile.path vfpool-definitions.path; }
 
 enable_units() {
     local -a units paths

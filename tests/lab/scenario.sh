@@ -24,7 +24,7 @@ run_scenario() {
     else
         inside "cat >/run/lab/scenarios/scenario.sh" <"$file"
         timeout --kill-after=5 $((limit + 20)) "$lab_dir/lab" run \
-            timeout --kill-after=5 "$limit" bash /run/lab/scenarios/scenario.sh
+            timeout --kill-after=5 "$limit" env LAB_LONG="${LAB_LONG:-}" bash /run/lab/scenarios/scenario.sh
     fi </dev/null
 }
 

@@ -6,7 +6,7 @@ hook=/etc/libvirt/hooks/qemu
 trap '[[ ! -e $hook.aside && ! -L $hook.aside ]] || mv $hook.aside $hook; remove_all_guests; remove_pools' EXIT
 pool nics "<address type='pci' domain='0' bus='0x02' slot='0' function='0'/>"
 adopted_guests 1 nics 02:00.0
-wait_until 30 eval '! systemctl --quiet is-active vfpool-reconcile.service'
+wait_until 60 units_are_idle
 virsh dumpxml g1 --inactive >/run/lab/g1.xml
 before=$(snapshot_drivers)
 

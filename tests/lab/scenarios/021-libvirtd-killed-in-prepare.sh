@@ -4,10 +4,9 @@
 set -euo pipefail
 
 hook=/etc/libvirt/hooks/qemu
-trap 'mv $hook.aside $hook; systemctl start vfpool-reconcile.path vfpool-definitions.path' EXIT
+trap 'mv $hook.aside $hook; start_watching' EXIT
 # Otherwise a run of the reconciler may reattach the sibling before the event that is tested here.
-systemctl stop vfpool-reconcile.path vfpool-definitions.path
-wait_until 30 eval '! systemctl --quiet is-active vfpool-reconcile.service'
+stop_watching
 mv $hook $hook.aside
 cat >$hook <<'END'
 #!/bin/bash

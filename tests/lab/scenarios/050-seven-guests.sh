@@ -8,7 +8,7 @@ for number in 1 2 3 4 5 6 7; do define_guest "g$number" "$(hostdev 01:10.0)"; do
 before=$(definitions)
 for number in 1 2 3 4 5 6 7; do vfpool adopt "g$number" passthrough; done
 wait_until 60 are_parked 7
-wait_until 30 eval '! systemctl --quiet is-active vfpool-reconcile.service'
+wait_until 60 units_are_idle
 changed=$(diff <(echo "$before") <(definitions) | grep '^[<>]' | grep -v 'vfpool\|metadata') || true
 [[ -z $changed ]] || fail "adopting and parking changed more than the request and the address: $changed"
 for number in 1 2 3 4 5 6 7; do virsh -q start "g$number" >"/run/lab/start.$number" 2>&1 & done

@@ -17,7 +17,7 @@ expect_fails "no device of pool 'passthrough' is free" vfpool start g8
 
 # Plain virsh start: the guest is parked within two seconds of the stop, or, on a host under load, within eight times what
 # the two edits of its definition take there by hand.
-wait_until 30 eval '! systemctl --quiet is-active vfpool-reconcile.service'
+wait_until 60 units_are_idle
 edit_began=$(date +%s%3N)
 virsh -q detach-device g10 /dev/stdin --config <<<"$(hostdev "$(parked_at g10)")" >/dev/null
 virsh -q attach-device g10 /dev/stdin --config <<<"$(hostdev 01:10.0)" >/dev/null

@@ -2,10 +2,10 @@
 # deadline: 600
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
-trap 'systemctl start vfpool-reconcile.path vfpool-definitions.path; remove_all_guests; remove_pools' EXIT
+trap 'start_watching; remove_all_guests; remove_pools' EXIT
 
 define_passthrough
-systemctl stop vfpool-reconcile.path vfpool-definitions.path
+stop_watching
 # The same element with either address, so that the pool can consist of one VF or the other.
 member() { hostdev "$1" | sed -nE "s,.*<address (.*)/></source>.*,<address type='pci' \\1/>,p"; }
 define_guest web "$(hostdev 05:01.0)" "<interface type='hostdev' managed='yes'><mac address='52:54:00:6d:90:02'/><source>$(member 01:10.0)</source><vlan><tag id='42'/></vlan><boot order='1'/><alias name='ua-net'/><address type='pci' domain='0' bus='0' slot='0x1e' function='0'/></interface>" \

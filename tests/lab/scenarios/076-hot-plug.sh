@@ -8,7 +8,7 @@ define_passthrough
 define_hot_plug_guest g1
 define_guest g2 "$(hostdev 01:10.0)"
 vfpool adopt g2 passthrough
-wait_until 30 eval '! systemctl --quiet is-active vfpool-reconcile.service'
+wait_until 60 units_are_idle
 start g1
 sleep 2 # its firmware comes up
 

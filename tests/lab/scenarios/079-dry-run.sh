@@ -8,13 +8,13 @@ define_passthrough
 define_hot_plug_guest g1 "$(hostdev 01:10.0)"
 define_guest g2 "$(hostdev 02:00.0)"
 vfpool adopt g1 passthrough --rom-off
-wait_until 30 eval '! systemctl --quiet is-active vfpool-reconcile.service && ! grep -q lt.hostdev /etc/libvirt/qemu/g1.xml'
+wait_until 30 eval 'units_are_idle && ! grep -q lt.hostdev /etc/libvirt/qemu/g1.xml'
 grep -q "<rom bar='off'/>" /etc/libvirt/qemu/g1.xml || fail "adopt --rom-off: $(</etc/libvirt/qemu/g1.xml)"
 start g1
 sleep 2
 /etc/libvirt/hooks/qemu g2 prepare begin - <<<"$(virsh dumpxml g2)"
-trap 'systemctl start vfpool-reconcile.path vfpool-definitions.path' EXIT
-systemctl stop vfpool-reconcile.path vfpool-definitions.path
+trap 'start_watching' EXIT
+stop_watching
 
 state() {
     snapshot_drivers
@@ -69,7 +69,7 @@ for command in 'attach g1 passthrough --live' 'attach g1 passthrough --config' '
 done
 start_libvirtd
 [[ $(devices_of g1) == "$live" ]] || fail "g1 has $(devices_of g1), expected $live"
-systemctl start vfpool-reconcile.path vfpool-definitions.path
+start_watching
 vfpool release g2 --force
 remove_all_guests
 remove_pools
