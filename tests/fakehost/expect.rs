@@ -148,3 +148,17 @@ impl Host {
         trace.lines().map(str::to_owned).collect()
     }
 }
+
+/// Waits at most 15 seconds, and far less as a rule, until it is so.
+///
+/// # Panics
+/// If it never is.
+pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..3000 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("never: {what}");
+}

@@ -23,7 +23,7 @@ pub use definitions::{
     source, uuid, vf,
 };
 pub use device::Device;
-pub use expect::{Outcome, Snapshot};
+pub use expect::{Outcome, Snapshot, wait_until};
 pub use guests::{FIRST, Guest, SECOND};
 pub use host::Host;
 pub use run::{Call, Running};

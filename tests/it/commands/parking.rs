@@ -1,6 +1,6 @@
 //! Stopped guests are pointed at free devices.
 
-use fakehost::{Host, asking, definition, hostdev_at, interface_at, vf};
+use fakehost::{Host, asking, definition, hostdev_at, interface_at, vf, wait_until};
 use std::collections::BTreeSet;
 
 /// Guests `g0`, `g1`, ... that all point at the first VF.
@@ -220,16 +220,6 @@ fn a_folder_in_the_queue_does_not_start_the_unit_again_and_again() {
         host.vfpool(&[command, "--queued"]).ok();
         assert_eq!(host.recorded(&format!("queue/{folder}")), [""; 0]);
     }
-}
-
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    for _ in 0..3000 {
-        if is_so() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    panic!("never: {what}");
 }
 
 #[test]
