@@ -96,13 +96,17 @@ clean_up() {
 }
 
 run_scenarios() {
-    local file passed=0 failed=0
+    local file output passed=0 failed=0
     is_up || die "host $LAB_NAME is not up; start it with: lab up"
     for file in "$@"; do
         [[ -f $file ]] || die "no scenario $file"
     done
     for file in "$@"; do
-        if one_scenario "$file"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+        # Hosts that share the work: the one that makes the directory runs the scenario.
+        [[ -z ${LAB_TAKEN:-} ]] || mkdir "$LAB_TAKEN/$(basename "$file")" 2>/dev/null || continue
+        # Printed as a whole, so that the lines of two hosts do not mix.
+        if output=$(one_scenario "$file"); then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+        printf '%s\n' "$output"
     done
     echo "$passed passed, $failed failed"
     [[ $failed -eq 0 ]]

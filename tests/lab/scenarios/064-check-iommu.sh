@@ -25,7 +25,7 @@ bash -c "$(jq -r .remedy <<<"$finding" | sed -n 's/^Run `\(.*\)`, then reboot$/\
 cat /root/line
 END
 chmod 755 "$files"/*
-export files LAB_NAME=iommu-off LAB_KERNEL
+export files LAB_NAME=no-iommu LAB_KERNEL
 
 # on LINE [ID TEXT]: the output of `cure` on a host that was booted with this command line.
 on() {
