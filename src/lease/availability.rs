@@ -83,7 +83,7 @@ impl View<'_> {
         self.look_around(guest, &mut scene)?;
         loop {
             match plan(&scene) {
-                Ok(Answer::Take(_)) => return Ok(None),
+                Ok(Answer::Detach(_)) => return Ok(None),
                 Ok(Answer::FindUses(addresses)) => scene.uses.extend(self.host_uses(addresses)?),
                 // For this reading, what a gone guest has left is still its.
                 Ok(Answer::Recover(guest)) => {

@@ -69,7 +69,7 @@ impl Leases<'_> {
                 }
             }
             match plan(&scene)? {
-                Answer::Take(held) => {
+                Answer::Detach(held) => {
                     let taken = Some(self.steps(guest, held, &scene));
                     return Ok(Preview { left_by, taken });
                 }

@@ -68,7 +68,7 @@ impl Leases<'_> {
             let locked = self.store.lock()?;
             let answer = plan(&facts.scene(&View::locked(self, &locked))?)?;
             match answer {
-                Answer::Take(devices) => {
+                Answer::Detach(devices) => {
                     write_new(guest, &make, &devices, &locked)?;
                     return Ok(devices);
                 }

@@ -412,7 +412,7 @@ impl<'a> Setup<'a> {
             }
         }
         let device = sysfs::with_driver_state(self.host, device.clone())?;
-        binder.probe_vfio(&device)?;
+        binder.bind_to_vfio(&device)?;
         let now = sysfs::driver_of(self.host, vf)?;
         if now.as_deref() == Some(VFIO_PCI) || self.host.is_dry() {
             let before = device.driver.as_deref().unwrap_or("no driver");
@@ -420,7 +420,7 @@ impl<'a> Setup<'a> {
             return Ok(Bound::Now);
         }
         let now = now.as_deref().unwrap_or("no driver");
-        let what = format!("Cannot bind {vf} ({}): {VFIO_PCI} does not take it, it is on {now} now", binder.user);
+        let what = format!("Cannot bind {vf} ({}): {VFIO_PCI} does not bind it, it is on {now} now", binder.user);
         Err(Error::new(what).remedy("See `dmesg` for the reason"))
     }
 }

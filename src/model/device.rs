@@ -41,14 +41,14 @@ pub struct PciDevice {
 }
 
 impl PciDevice {
-    /// Whether it can be given to a guest at all, as the kernel's vfio-pci and libvirt see it.
+    /// Whether it can be assigned to a guest at all, as the kernel's vfio-pci and libvirt see it.
     pub fn is_endpoint(&self) -> bool {
         self.header_type == 0
     }
 
-    /// Whether it is one of the host's bridges, which are never given to a guest and never touched: one with a bridge's
-    /// header, a host bridge or an ISA bridge. Other kinds of base class 6 with an endpoint's header (an `NVSwitch` is
-    /// `0680`) are endpoints like any other.
+    /// Whether it is one of the host's bridges, which are never assigned to a guest and never touched: one with a
+    /// bridge's header, a host bridge or an ISA bridge. Other kinds of base class 6 with an endpoint's header (an
+    /// `NVSwitch` is `0680`) are endpoints like any other.
     pub fn is_bridge(&self) -> bool {
         !self.is_endpoint() || matches!(self.class >> 8, 0x0600 | 0x0601)
     }

@@ -1,6 +1,6 @@
 //! Decides about a guest's start: facts and leases in; a list of devices to detach, or a refusal, out.
 //!
-//! Pure. The event gathers the [`Scene`]. Facts that take long to find out (what the host uses a device for) are not in
+//! Pure. The event gathers the [`Scene`]. Facts that need long to find out (what the host uses a device for) are not in
 //! the first scene: [`plan`] asks for them with an [`Answer`], and only if the decision depends on them.
 
 use crate::address::PciAddress;
@@ -19,9 +19,9 @@ pub struct Scene<'a> {
     /// Each function that the start could touch: the assigned ones, the other members of their groups, the VFs of the
     /// PFs among them, and what is behind controllers among them.
     pub functions: BTreeMap<PciAddress, Function>,
-    /// Who owns functions that are asked for and not there: VFs go with a PF that another guest has.
+    /// Assigned functions that do not exist, with their owners: the VFs of a PF that another guest has.
     pub missing: BTreeMap<PciAddress, Owner>,
-    /// What the host uses each device for, as far as that has been asked.
+    /// What the host uses each device for. No entry: not asked yet. `None`: the host does not use it.
     pub uses: BTreeMap<PciAddress, Option<HostUse>>,
     /// The members of these groups that are no PCI functions and have a driver, as `NAME is on DRIVER`.
     pub platform: BTreeMap<u32, Vec<String>>,
@@ -29,9 +29,9 @@ pub struct Scene<'a> {
     pub iommu_is_on: bool,
     /// The admin's settings.
     pub settings: &'a Settings,
-    /// Why devices that are asked for from a pool are none of it.
+    /// Pooled devices that are not in their pool, and why.
     pub not_members: &'a BTreeMap<PciAddress, Error>,
-    /// Why the settings could not be read, if so; added to a refusal that they might have prevented.
+    /// Why the settings could not be read, if so; added to each refusal that a setting might have prevented.
     pub settings_error: Option<&'a Error>,
 }
 
@@ -51,7 +51,7 @@ pub struct Owner {
     pub guest: String,
     /// Whether it still uses the device.
     pub state: OwnerState,
-    /// Its record of this device, if there is one that fits the device which is here now.
+    /// Its record of this device, if the device that has this address now is the recorded one.
     pub held: Option<HeldDevice>,
 }
 
@@ -75,7 +75,7 @@ pub enum OwnerState {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Record these devices, and detach them in this order. They are reattached in reverse order.
-    Take(Vec<HeldDevice>),
+    Detach(Vec<HeldDevice>),
     /// Find out what the host uses these devices for, all at once, and ask again.
     FindUses(Vec<PciAddress>),
     /// Reattach what this gone guest left, and ask again.
@@ -87,7 +87,7 @@ pub enum Answer {
 pub struct Refusal {
     /// The reason, for the admin.
     pub why: Error,
-    /// The guest's own device because of which it is, if it is one.
+    /// The guest's own device that is the reason, if one is.
     pub device: Option<PciAddress>,
     /// What keeps the guest from it.
     pub cause: Cause,
@@ -132,31 +132,32 @@ pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
             OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
             OwnerState::Stopping => return Err(refuse(refuse_stopping(*address, owner))),
             OwnerState::InUse => return Err(refuse(refuse_missing(*address, owner))),
+            // `needs` refuses it as a device that does not exist.
             OwnerState::Ourselves | OwnerState::Stuck => {}
         }
     }
-    let taken = scene.taken()?;
+    let needs = scene.needs()?;
     // In reverse: a refusal then names the guest's own device, which the admin knows.
-    for take in taken.iter().rev().chain(&scene.lost(&taken)) {
-        if let Some(owner) = &take.function.owner {
+    for need in needs.iter().rev().chain(&scene.lost(&needs)) {
+        if let Some(owner) = &need.function.owner {
             let why = match owner.state {
                 OwnerState::Ourselves | OwnerState::Stuck => continue,
                 OwnerState::Gone => return Ok(Answer::Recover(owner.guest.clone())),
-                OwnerState::InUse => scene.refuse_shared(take, owner),
-                OwnerState::Stopping => refuse_stopping(take.function.device.address, owner),
+                OwnerState::InUse => scene.refuse_shared(need, owner),
+                OwnerState::Stopping => refuse_stopping(need.function.device.address, owner),
             };
-            return Err(Refusal { why, device: Some(take.reason), cause: Cause::Guest(owner.guest.clone()) });
+            return Err(Refusal { why, device: Some(need.reason), cause: Cause::Guest(owner.guest.clone()) });
         }
     }
-    scene.expect_usable(&taken)?;
+    scene.expect_usable(&needs)?;
     let mut unknown = Vec::new();
-    for take in &taken {
-        if take.function.is_guarded(take.role, scene.settings) {
-            match scene.uses.get(&take.function.device.address) {
-                None => unknown.push(take.function.device.address),
-                Some(Some(found)) if found.refuses(take.is_named) => {
-                    let (why, cause) = (scene.refuse_used(take, found), Cause::InUse(Box::new(found.clone())));
-                    return Err(Refusal { why, device: Some(take.reason), cause });
+    for need in &needs {
+        if need.function.is_guarded(need.role, scene.settings) {
+            match scene.uses.get(&need.function.device.address) {
+                None => unknown.push(need.function.device.address),
+                Some(Some(found)) if found.refuses(need.is_named) => {
+                    let (why, cause) = (scene.refuse_used(need, found), Cause::InUse(Box::new(found.clone())));
+                    return Err(Refusal { why, device: Some(need.reason), cause });
                 }
                 Some(_) => {}
             }
@@ -165,12 +166,12 @@ pub fn plan(scene: &Scene) -> Result<Answer, Refusal> {
     if !unknown.is_empty() {
         return Ok(Answer::FindUses(unknown));
     }
-    Ok(Answer::Take(taken.iter().map(Take::record).collect()))
+    Ok(Answer::Detach(needs.iter().map(Need::record).collect()))
 }
 
 impl Function {
-    /// Whether the host has to be asked what it uses this for: it would leave a host driver, or vanish, and the admin
-    /// has not allowed that; or VFIO has it, and no lease tells for whom.
+    /// Whether the guard has to be asked: the device would leave a host driver or vanish, and the admin has not allowed
+    /// that; or, allowed or not, it is in use through VFIO without a lease.
     pub fn is_guarded(&self, role: Role, settings: &Settings) -> bool {
         let device = &self.device;
         if device.on_vfio && self.owner.is_none() {
@@ -189,18 +190,18 @@ impl Assigned {
     }
 }
 
-/// A function that the start would take.
-struct Take<'a> {
+/// A function that the start needs: to be detached, or to vanish with its PF.
+struct Need<'a> {
     function: &'a Function,
     role: Role,
-    /// The guest's own device because of which it is taken; itself, for that one.
+    /// The guest's own device that needs it; for that device, itself.
     reason: PciAddress,
     /// Whether the guest names it.
     is_named: bool,
 }
 
-impl Take<'_> {
-    /// What is known of it now, or was when it was first taken.
+impl Need<'_> {
+    /// The record for the lease: as the device was when it was first detached, or as it is now.
     fn record(&self) -> HeldDevice {
         let device = &self.function.device;
         let before = self.function.owner.as_ref().and_then(|owner| owner.held.clone());
@@ -233,10 +234,11 @@ impl<'a> Scene<'a> {
         )))
     }
 
-    /// Every function that the start takes: first the VFs that go with their PF, then siblings, then the guest's own.
-    fn taken(&'a self) -> Result<Vec<Take<'a>>, Refusal> {
+    /// Every function that the start needs: first the VFs that go with their PF, then siblings, then the guest's own.
+    /// They are reattached in reverse order, so the VFs come last, when their PF is back.
+    fn needs(&'a self) -> Result<Vec<Need<'a>>, Refusal> {
         let mut own = Vec::new();
-        let mut siblings: Vec<Take> = Vec::new();
+        let mut siblings: Vec<Need> = Vec::new();
         for wanted in self.assigned {
             let Some(function) = self.functions.get(&wanted.address) else {
                 let why = Error::new(format!("there is no PCI device {} on this host", wanted.address))
@@ -250,7 +252,7 @@ impl<'a> Scene<'a> {
             }
             let role = if wanted.managed { Role::Managed } else { Role::Unmanaged };
             let is_named = wanted.names(&function.device);
-            own.push(Take { function, role, reason: wanted.address, is_named });
+            own.push(Need { function, role, reason: wanted.address, is_named });
             let Some(group) = function.device.group else { continue };
             for member in self.functions.values().filter(|member| member.device.group == Some(group)) {
                 let address = member.device.address;
@@ -258,39 +260,41 @@ impl<'a> Scene<'a> {
                     || siblings.iter().any(|sibling| sibling.function.device.address == address);
                 if !member.device.is_bridge() && !known {
                     let role = Role::Sibling;
-                    siblings.push(Take { function: member, role, reason: wanted.address, is_named: false });
+                    siblings.push(Need { function: member, role, reason: wanted.address, is_named: false });
                 }
             }
         }
-        // The guest's device because of which a PF leaves its driver.
+        // The guest's device because of which a PF leaves its host driver. A PF on vfio-pci has no VFs to lose: they
+        // went with its host driver, or are vfio-pci's own.
         let lost_for = |pf: PciAddress| {
             let lost = |device: &PciDevice| device.address == pf && device.numvfs > 0 && device.on_host_driver();
-            siblings.iter().chain(&own).find(|take| lost(&take.function.device)).map(|take| take.reason)
+            siblings.iter().chain(&own).find(|need| lost(&need.function.device)).map(|need| need.reason)
         };
-        let vfs: Vec<Take> = self
+        let vfs: Vec<Need> = self
             .functions
             .values()
-            .filter(|function| !own.iter().any(|take| std::ptr::eq(take.function, *function)))
+            .filter(|function| !own.iter().any(|need| std::ptr::eq(need.function, *function)))
             .filter_map(|function| Some((function, lost_for(function.device.physfn?)?)))
-            .map(|(function, reason)| Take { function, role: Role::Vf, reason, is_named: false })
+            .map(|(function, reason)| Need { function, role: Role::Vf, reason, is_named: false })
             .collect();
+        // A VF in the group of the guest's device is recorded once, as a VF.
         siblings.retain(|sibling| !vfs.iter().any(|vf| std::ptr::eq(vf.function, sibling.function)));
         Ok(vfs.into_iter().chain(siblings).chain(own).collect())
     }
 
-    /// The functions behind a controller that is taken, which vanish with its driver: nobody records them, as the
-    /// controller's driver finds them again.
-    fn lost(&'a self, taken: &[Take<'a>]) -> Vec<Take<'a>> {
-        let behind = |take: &Take<'a>| {
-            let controller = take.function.device.address;
-            let reason = take.reason;
+    /// The functions behind a controller that the guest needs, which vanish with the controller's driver. They are not
+    /// recorded: that driver finds them again.
+    fn lost(&'a self, needs: &[Need<'a>]) -> Vec<Need<'a>> {
+        let behind = |need: &Need<'a>| {
+            let controller = need.function.device.address;
+            let reason = need.reason;
             let is_behind = move |function: &&Function| function.device.controller == Some(controller);
             let found = self.functions.values().filter(is_behind);
-            found.map(move |function| Take { function, role: Role::Vf, reason, is_named: false })
+            found.map(move |function| Need { function, role: Role::Vf, reason, is_named: false })
         };
-        let leaves = |take: &&Take| take.function.device.on_host_driver();
-        let lost = taken.iter().filter(leaves).flat_map(behind);
-        lost.filter(|lost| !taken.iter().any(|take| std::ptr::eq(take.function, lost.function))).collect()
+        let leaves = |need: &&Need| need.function.device.on_host_driver();
+        let lost = needs.iter().filter(leaves).flat_map(behind);
+        lost.filter(|lost| !needs.iter().any(|need| std::ptr::eq(need.function, lost.function))).collect()
     }
 
     /// A device that a guest may have.
@@ -299,7 +303,7 @@ impl<'a> Scene<'a> {
         let why = if !device.answers {
             refuse_silent(address)
         } else if device.is_bridge() {
-            Error::new(format!("{address} is a bridge, and only endpoints can be given to a guest"))
+            Error::new(format!("{address} is a bridge, and only endpoints can be assigned to a guest"))
                 .remedy("Assign a device behind it")
         } else if device.group.is_some() {
             return Ok(());
@@ -310,16 +314,16 @@ impl<'a> Scene<'a> {
     }
 
     /// A group that VFIO will accept, and that leaves the guest its devices.
-    fn expect_usable(&self, taken: &[Take]) -> Result<(), Refusal> {
+    fn expect_usable(&self, needs: &[Need]) -> Result<(), Refusal> {
         let is_lost = |host: PciAddress| {
-            taken
+            needs
                 .iter()
-                .map(|take| &take.function.device)
+                .map(|need| &need.function.device)
                 .find(|device| device.address == host && device.on_host_driver())
         };
-        for take in taken {
-            let device = &take.function.device;
-            let is_own = matches!(take.role, Role::Managed | Role::Unmanaged);
+        for need in needs {
+            let device = &need.function.device;
+            let is_own = matches!(need.role, Role::Managed | Role::Unmanaged);
             let bridges = self.functions.values().map(|function| &function.device);
             let mut bridges = bridges.filter(|member| member.group == device.group && member.blocks_its_group());
             let mut platform = device.group.and_then(|group| self.platform.get(&group)).into_iter().flatten();
@@ -339,14 +343,14 @@ impl<'a> Scene<'a> {
             } else {
                 continue;
             };
-            return Err(Refusal { why, device: Some(take.reason), cause: Cause::Unusable });
+            return Err(Refusal { why, device: Some(need.reason), cause: Cause::Unusable });
         }
         Ok(())
     }
 
-    fn refuse_shared(&self, take: &Take, owner: &Owner) -> Error {
+    fn refuse_shared(&self, need: &Need, owner: &Owner) -> Error {
         let other = &owner.guest;
-        let group = take.function.device.group;
+        let group = need.function.device.group;
         // Of a group, the device that the other guest asked for explains more than its siblings.
         let theirs = self.functions.values().find(|function| {
             let held =
@@ -355,33 +359,33 @@ impl<'a> Scene<'a> {
                 && held.is_some_and(|held| matches!(held.role, Role::Managed | Role::Unmanaged))
         });
         let what = match (theirs.map(|function| function.device.address), group) {
-            (Some(theirs), Some(group)) if theirs != take.reason && take.role != Role::Vf => format!(
+            (Some(theirs), Some(group)) if theirs != need.reason && need.role != Role::Vf => format!(
                 "{} is not free: guest '{other}' has {theirs} of the same IOMMU group {group}, and a group goes to one \
                  guest as a whole",
-                take.reason
+                need.reason
             ),
-            _ => format!("{} is not free: guest '{other}' has it", take.describe()),
+            _ => format!("{} is not free: guest '{other}' has it", need.describe()),
         };
         Error::new(what).remedy(format!("Stop '{other}' first, or use another device"))
     }
 
-    /// Settings that were made and do not count explain many a refusal.
+    /// Settings that cannot be read have no effect, and a refusal says so.
     fn settings_note(&self) -> String {
         self.settings_error.map_or_else(String::new, |error| format!(". {error}"))
     }
 
-    fn refuse_used(&self, take: &Take, found: &HostUse) -> Error {
-        let what = take.describe();
+    fn refuse_used(&self, need: &Need, found: &HostUse) -> Error {
+        let what = need.describe();
         if matches!(found, HostUse::InVfio { .. }) {
             let remedy = format!("{} first, or use another device", found.remedy());
             return Error::new(format!("{what} is not free: {found}")).remedy(remedy);
         }
-        let remedy = found.remedy_or_allow(take.function.device.address);
+        let remedy = found.remedy_or_allow(need.function.device.address);
         Error::new(format!("Cannot detach {what}: {found}")).remedy(format!("{remedy}{}", self.settings_note()))
     }
 }
 
-/// A device that VFIO cannot give to anybody. The IOMMU is off only if it translates for none.
+/// Refuses a device without an IOMMU group. The IOMMU is off only if no device of the host has one.
 pub fn no_group(device: PciAddress, iommu_is_on: bool) -> Error {
     if iommu_is_on {
         return Error::new(format!(
@@ -408,7 +412,8 @@ fn refuse_stopping(address: PciAddress, owner: &Owner) -> Error {
 fn refuse_vf(vf: &PciDevice, pf: &PciDevice) -> Error {
     let (vf, pf) = (vf.address, pf.address);
     Error::new(format!(
-        "{vf} cannot be given to a guest: its PF {pf} is taken with it, and without the PF's driver the VF vanishes"
+        "{vf} cannot be assigned to a guest: its PF {pf} is detached with it, and without the PF's driver the VF \
+         vanishes"
     ))
     .remedy(format!(
         "Put the card into a slot with ACS, so that each VF has an IOMMU group of its own, or give the guest {pf} alone"
@@ -419,8 +424,8 @@ fn refuse_behind(device: &PciDevice, controller: &PciDevice) -> Error {
     let (device, driver) = (device.address, controller.driver.as_deref().unwrap_or_default());
     let controller = controller.address;
     Error::new(format!(
-        "{device} cannot be given to a guest: the controller {controller} that it is behind is of the same IOMMU group \
-         and taken with it, and without its driver {driver} the device vanishes"
+        "{device} cannot be assigned to a guest: the controller {controller} that it is behind is of the same IOMMU \
+         group and detached with it, and without its driver {driver} the device vanishes"
     ))
     .remedy(format!(
         "Switch {driver} off in the firmware's setup (Intel calls it VMD), or give the guest {controller} alone"
@@ -429,7 +434,7 @@ fn refuse_behind(device: &PciDevice, controller: &PciDevice) -> Error {
 
 fn refuse_group(device: &PciDevice, member: &str) -> Error {
     Error::new(format!(
-        "{} cannot be given to a guest: {member} in the same IOMMU group {}, and VFIO takes no group with such a \
+        "{} cannot be assigned to a guest: {member} in the same IOMMU group {}, and VFIO accepts no group with such a \
          device on a host driver",
         device.address,
         device.group.map_or_else(String::new, |group| group.to_string())

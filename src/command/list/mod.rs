@@ -170,7 +170,7 @@ pub enum DeviceState {
         /// What is wrong.
         why: String,
     },
-    /// A bridge or port, which is never given to a guest; among groups only.
+    /// A bridge or port, which is never assigned to a guest; among groups only.
     Bridge,
 }
 

@@ -23,7 +23,8 @@ use std::time::Duration;
 /// The PF's switch for host drivers on new VFs, from kernel 4.12 on.
 pub const AUTOPROBE: &str = "sriov_drivers_autoprobe";
 
-/// What is written for it, as far as that is known before: files and values.
+/// The writes of a step, for those who only want to know: files and values. `BindById` writes more than these where
+/// vfio-pci binds other devices too.
 pub fn writes(step: &Step, host: &Host, device: &PciDevice) -> Vec<(PathBuf, String)> {
     let (folder, address) = (host.device(device.address), device.address.to_string());
     match step {
@@ -43,8 +44,8 @@ fn dynamic_id(device: &PciDevice) -> String {
     format!("{:04x} {:04x}", device.id.vendor, device.id.device)
 }
 
-/// What takes a device off its driver and offers it to vfio-pci, which has to be loaded. A device that has an override
-/// keeps the new one: until it is cleared, no host driver binds the device.
+/// The steps that unbind a device from its driver and bind it to vfio-pci, whose module is loaded. The override is set
+/// first, so that no host driver binds the device in between, and stays until the device is reattached.
 fn to_vfio(device: &PciDevice) -> Vec<Step> {
     let unbind = device.driver.clone().map(Step::Unbind);
     let Some(current) = &device.driver_override else { return unbind.into_iter().chain([Step::BindById]).collect() };
@@ -52,11 +53,11 @@ fn to_vfio(device: &PciDevice) -> Vec<Step> {
     set.into_iter().chain(unbind).chain([Step::Probe]).collect()
 }
 
-/// Moves devices on one host.
+/// Detaches and reattaches the devices of one host.
 pub struct Binder<'a> {
     /// The host.
     pub host: &'a Host,
-    /// Whether a guest has claimed a device.
+    /// Whether a guest has claimed a device. A function of the caller's, because this layer knows no leases.
     pub is_claimed: Box<dyn Fn(PciAddress) -> Result<bool> + 'a>,
     /// Where each change is logged.
     pub log: &'a Log,
@@ -64,22 +65,23 @@ pub struct Binder<'a> {
     pub user: String,
     /// How long each step may take.
     pub limit: Duration,
-    /// Set once a write was left behind hanging in the kernel: what it does, it may still do at any later time.
+    /// Set once a write was left behind hanging in the kernel, which may carry it out at any later time.
     pub hangs: Cell<bool>,
 }
 
 impl Binder<'_> {
-    /// Detaches a device from the host, as its role demands.
+    /// Detaches a device from its host driver. libvirt detaches managed devices, and a VF goes with its PF: of these,
+    /// only the VFs of a PF are removed here.
     pub fn detach(&self, held: &HeldDevice) -> Result<()> {
         let device = self.find(held)?.ok_or_else(|| {
             Error::new(format!(
-                "{} went away, or another device took its place, while the guest was started",
+                "{} went away, or another device took its place, while the guest was being started",
                 held.address
             ))
         })?;
         self.carry_out(&device, &self.steps(&device, held.role))?;
         match held.role {
-            Role::Unmanaged | Role::Sibling if !device.on_vfio => self.expect_vfio(&device, held),
+            Role::Unmanaged | Role::Sibling if !device.on_vfio => self.confirm_vfio(&device, held),
             _ => Ok(()),
         }
     }
@@ -128,8 +130,8 @@ impl Binder<'_> {
         Ok(())
     }
 
-    /// Gives a device back as it was found. A managed device is libvirt's to reattach as long as its part of a stop is
-    /// not over (`libvirt_done`); `Ok(false)`: it has not done so yet.
+    /// Reattaches a device as it was found. While libvirt may still reattach its managed devices (`libvirt_done` is
+    /// false), a managed device is left alone: `Ok(false)` means that libvirt has not reattached it yet.
     pub fn reattach(&self, held: &HeldDevice, libvirt_done: bool) -> Result<bool> {
         let Some(device) = self.find(held)? else {
             if held.role != Role::Vf {
@@ -174,20 +176,20 @@ impl Binder<'_> {
         })
     }
 
-    fn expect_vfio(&self, device: &PciDevice, held: &HeldDevice) -> Result<()> {
+    fn confirm_vfio(&self, device: &PciDevice, held: &HeldDevice) -> Result<()> {
         let address = device.address;
-        // The kernel has offered it to vfio-pci before the write returned: on no driver now, it was not taken.
+        // The kernel has probed vfio-pci before the write returned: without a driver now, vfio-pci did not bind it.
         if !self.host.is_dry() && sysfs::driver_of(self.host, address)?.is_none() {
-            let refused = format!("{address}: {VFIO_PCI} does not take it");
+            let refused = format!("{address}: {VFIO_PCI} does not bind it");
             if held.role != Role::Sibling {
                 return Err(Error::new(refused).remedy("See `dmesg` for the reason"));
             }
-            // VFIO accepts a sibling that has no driver.
+            // VFIO accepts a sibling without a driver.
             self.log.warning(format_args!("{refused}; it stays on no driver ({})", self.user));
             // A host driver that had it keeps off as long as the override is there.
             return if device.driver.is_none() { self.restore_override(device, held) } else { Ok(()) };
         }
-        self.expect_driver(address, Some(VFIO_PCI))?;
+        self.wait_for_driver(address, Some(VFIO_PCI))?;
         self.log.info(format_args!(
             "{address}: {} -> {VFIO_PCI} ({}, {})",
             name(device.driver.as_deref()),
@@ -197,14 +199,14 @@ impl Binder<'_> {
         Ok(())
     }
 
-    /// Takes a device off its driver and offers it to vfio-pci, which has to be loaded.
-    pub fn probe_vfio(&self, device: &PciDevice) -> Result<()> {
+    /// Unbinds a device from its driver and binds it to vfio-pci, whose module is loaded.
+    pub fn bind_to_vfio(&self, device: &PciDevice) -> Result<()> {
         self.carry_out(device, &to_vfio(device))
     }
 
-    /// For kernels without `driver_override`. `new_id` makes vfio-pci take every device of this kind that has no
-    /// driver, so the others which it took are let go, and the id goes away again. What a guest has claimed is at the
-    /// same time being taken for that guest.
+    /// For kernels without `driver_override`. `new_id` makes vfio-pci bind every device with this ID that has no
+    /// driver. So `remove_id` follows, and the other devices are unbound again, except those that a guest has claimed:
+    /// a start is binding them at the same time.
     fn bind_by_id(&self, device: &PciDevice) -> Result<()> {
         let driver = self.host.driver(VFIO_PCI);
         let id = dynamic_id(device);
@@ -212,6 +214,7 @@ impl Binder<'_> {
         let new_id = driver.join("new_id");
         let added = match self.try_write(&new_id, &id, self.limit) {
             Ok(()) => true,
+            // Not added here, so not removed here.
             Err(cause) if cause.raw_os_error() == Some(Errno::EEXIST as i32) => false,
             Err(cause) => return Err(sysfs::write_error(&new_id, &id, self.limit, &cause)),
         };
@@ -236,7 +239,7 @@ impl Binder<'_> {
         let unbind = self.host.driver(driver).join("unbind");
         match self.try_write(&unbind, &device.address.to_string(), self.limit) {
             Ok(()) => Ok(()),
-            // Another program was faster.
+            // It is no longer bound to this driver.
             Err(cause) if cause.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
             Err(cause) => Err(sysfs::write_error(&unbind, &device.address.to_string(), self.limit, &cause)),
         }
@@ -253,13 +256,14 @@ impl Binder<'_> {
                 return Ok(false);
             }
             self.log.warning(format_args!(
-                "{address} was {} before {} and is {} now; somebody else has moved it, so it stays",
+                "{address} was {} before {} and is {} now; another program has moved it, so it stays",
                 on(wanted),
                 self.user,
                 on(current)
             ));
             return Ok(false);
         }
+        // Unbinding from vfio-pci would wait in the kernel until the group is closed.
         if let Some(group) = device.group.filter(|_| current != wanted) {
             if let Some(holder) = open_files::vfio_holder(self.host, address, Some(group))? {
                 return Err(Error::new(format!(
@@ -279,7 +283,7 @@ impl Binder<'_> {
             self.bind_host(device, driver, held)
                 .map_err(|error| error.during(format_args!("Cannot reattach {address} to {driver}")))?;
         }
-        self.expect_driver(address, wanted)?;
+        self.wait_for_driver(address, wanted)?;
         self.log.info(format_args!("{address}: {} -> {} (reattached, {})", name(current), name(wanted), self.user));
         Ok(true)
     }
@@ -299,8 +303,9 @@ impl Binder<'_> {
         held.role == Role::Vf && device.physfn.is_some_and(|pf| !has_switch(pf))
     }
 
-    /// A driver binds only what its id table or `driver_override` tells it to. A VF that was created again has lost
-    /// what an override, cleared since, once did for it; so the override does that again, and is restored.
+    /// Binds a device to its host driver by name: others may fit it too. A driver binds only devices in its ID table,
+    /// or with `driver_override` set to it. A VF that was created again may have been bound through an override that
+    /// was cleared later: the override is set once more for the bind, then restored.
     fn bind_host(&self, device: &PciDevice, driver: &str, held: &HeldDevice) -> Result<()> {
         let bind = self.host.driver(driver).join("bind");
         let address = device.address.to_string();
@@ -315,16 +320,17 @@ impl Binder<'_> {
         }
     }
 
-    /// Creates the VFs again that went when their PF was detached. They are not probed by the host's drivers: each gets
-    /// the driver it had, by its own record. Kernels that have no such switch probe them, which is what they did when
-    /// the VFs were first created.
+    /// Creates the VFs again that were removed when their PF was detached. Host drivers do not probe them: each VF is
+    /// reattached by its own record. Kernels without [`AUTOPROBE`] probe them, as they did when the VFs were first
+    /// created.
     fn restore_vfs(&self, held: &HeldDevice) -> Result<()> {
         if held.numvfs == 0 {
             return Ok(());
         }
+        // As it is now, on its driver again.
         let Some(pf) = self.find(held)? else { return Ok(()) };
         let created = if pf.numvfs > 0 { Ok(()) } else { self.create_vfs(&pf, held) };
-        // Also after a kill between the writes of an earlier call.
+        // Also if the VFs could not be created, and after a kill between the writes of an earlier call.
         if held.drivers_autoprobe == Some(true)
             && sysfs::device(self.host, pf.address)?.is_some_and(|pf| pf.drivers_autoprobe == Some(false))
         {
@@ -390,8 +396,8 @@ impl Binder<'_> {
     }
 
     /// Changes the number of a PF's VFs, which differs from `pf.numvfs`. Returns the number that it has then: a driver
-    /// may create more or fewer than it is asked for; none are an error. Each VF is a step of its own for the kernel;
-    /// with a hundred it takes long.
+    /// may create more or fewer than it is asked for; none are an error. The kernel creates and removes VFs one by one,
+    /// so the limit is one second longer for each.
     pub fn set_numvfs(&self, pf: &PciDevice, count: u32) -> Result<u32> {
         let limit = self.limit + Duration::from_secs(pf.numvfs.max(count).into());
         let path = self.host.device(pf.address).join("sriov_numvfs");
@@ -408,12 +414,12 @@ impl Binder<'_> {
         Ok(now)
     }
 
-    /// Keeps host drivers from new VFs of a PF, or lets them.
+    /// Sets whether the kernel probes host drivers for new VFs of a PF.
     pub fn set_autoprobe(&self, pf: PciAddress, value: bool) -> Result<()> {
         self.write(&self.host.device(pf).join(AUTOPROBE), if value { "1" } else { "0" })
     }
 
-    fn expect_driver(&self, address: PciAddress, wanted: Option<&str>) -> Result<()> {
+    fn wait_for_driver(&self, address: PciAddress, wanted: Option<&str>) -> Result<()> {
         if self.host.is_dry() {
             return Ok(());
         }
@@ -435,6 +441,7 @@ impl Binder<'_> {
         }
         if !self.host.is_dry() {
             let modprobe = self.host.path("sbin/modprobe");
+            // -b: a blacklist in /etc/modprobe.d counts.
             let result = command::run(&modprobe, &["-b", VFIO_PCI], self.limit);
             let result = result.and_then(|status| {
                 let is_there = status.success() && driver.exists();

@@ -126,7 +126,7 @@ impl<'a> Given<'a> {
                     continue;
                 }
                 Answer::Recover(guest) => format!("recover {guest}"),
-                Answer::Take(devices) => {
+                Answer::Detach(devices) => {
                     let device = |held: &HeldDevice| format!("{} {}", &held.address.to_string()[5..], held.role);
                     devices.iter().map(device).collect::<Vec<_>>().join(", ")
                 }
@@ -206,7 +206,7 @@ fn what_is_known_of_a_device_is_kept() {
         not_members: &BTreeMap::new(),
         settings_error: None,
     };
-    let Ok(Answer::Take(devices)) = plan(&scene) else { panic!() };
+    let Ok(Answer::Detach(devices)) = plan(&scene) else { panic!() };
     let drivers: Vec<Option<&str>> = devices.iter().map(|held| held.driver.as_deref()).collect();
     assert_eq!(drivers, [Some("e1000e"), Some("was-on")]);
 }
@@ -313,34 +313,34 @@ fn what_no_guest_can_have() {
             "00:02.0",
             "00:02.0 g7 port on:pcieport",
             "00:02.0",
-            "0000:00:02.0 is a bridge, and only endpoints can be given to a guest",
+            "0000:00:02.0 is a bridge, and only endpoints can be assigned to a guest",
         ),
         (
             "00:1f.0",
             "00:1f.0 g7 class:0601 on:lpc_ich",
             "00:1f.0",
-            "0000:00:1f.0 is a bridge, and only endpoints can be given to a guest",
+            "0000:00:1f.0 is a bridge, and only endpoints can be assigned to a guest",
         ),
         (
             "00:1f.3",
             "00:1f.0 g7 class:0601 on:lpc_ich; 00:1f.3 g7 on:snd_hda_intel",
             "00:1f.3",
-            "0000:00:1f.3 cannot be given to a guest: the host's bridge 0000:00:1f.0 is on lpc_ich in the same IOMMU \
-             group 7, and VFIO takes no group with such a device on a host driver",
+            "0000:00:1f.3 cannot be assigned to a guest: the host's bridge 0000:00:1f.0 is on lpc_ich in the same \
+             IOMMU group 7, and VFIO accepts no group with such a device on a host driver",
         ),
         (
             "01:10.0",
             "01:00.0 g8 on:igb vfs:2; 01:10.0 g8 vf:01:00.0",
             "01:10.0",
-            "0000:01:10.0 cannot be given to a guest: its PF 0000:01:00.0 is taken with it, and without the PF's \
+            "0000:01:10.0 cannot be assigned to a guest: its PF 0000:01:00.0 is detached with it, and without the PF's \
              driver the VF vanishes",
         ),
         (
             "10000:e1:00.0",
             "00:0e.0 g8 on:vmd; 10000:e1:00.0 g8 behind:00:0e.0 on:nvme",
             "10000:e1:00.0",
-            "10000:e1:00.0 cannot be given to a guest: the controller 0000:00:0e.0 that it is behind is of the same \
-             IOMMU group and taken with it, and without its driver vmd the device vanishes",
+            "10000:e1:00.0 cannot be assigned to a guest: the controller 0000:00:0e.0 that it is behind is of the same \
+             IOMMU group and detached with it, and without its driver vmd the device vanishes",
         ),
         (
             "02:00.0",
@@ -371,8 +371,8 @@ fn what_no_guest_can_have() {
     platform.refused(
         &Cause::Unusable,
         "02:00.0",
-        "0000:02:00.0 cannot be given to a guest: fff51000.dma is on xgene-dma in the same IOMMU group 8, and VFIO \
-         takes no group with such a device on a host driver",
+        "0000:02:00.0 cannot be assigned to a guest: fff51000.dma is on xgene-dma in the same IOMMU group 8, and VFIO \
+         accepts no group with such a device on a host driver",
     );
 }
 

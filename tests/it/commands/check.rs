@@ -862,10 +862,10 @@ fn groups_that_are_shared() {
     host.add(Device::new("0000:02:00.2").group(30).class(0x06_0100).driver("e1000e"));
     expect(
         &host,
-        &["failure group: No guest can have 0000:02:00.0 of pool 'pair': 0000:02:00.0 cannot be given to a guest: \
-             the host's bridge 0000:02:00.2 is on e1000e in the same IOMMU group 30, and VFIO takes no group with such \
-             a device on a host driver | /sys/kernel/iommu_groups/30/devices | Put the card into another slot, or use \
-             another device"],
+        &["failure group: No guest can have 0000:02:00.0 of pool 'pair': 0000:02:00.0 cannot be assigned to a guest: \
+             the host's bridge 0000:02:00.2 is on e1000e in the same IOMMU group 30, and VFIO accepts no group with \
+             such a device on a host driver | /sys/kernel/iommu_groups/30/devices | Put the card into another slot, or \
+             use another device"],
     );
     // PF and VFs in one.
     let host = ready();
@@ -875,10 +875,12 @@ fn groups_that_are_shared() {
     host.vfpool(&["setup"]).ok();
     expect(
         &host,
-        &["failure group: No guest can have 0000:03:10.0 and 1 more of pool 'one': 0000:03:10.0 cannot be given to a \
-             guest: its PF 0000:03:00.0 is taken with it, and without the PF's driver the VF vanishes | \
+        &[
+            "failure group: No guest can have 0000:03:10.0 and 1 more of pool 'one': 0000:03:10.0 cannot be assigned to \
+             a guest: its PF 0000:03:00.0 is detached with it, and without the PF's driver the VF vanishes | \
              /sys/kernel/iommu_groups/40/devices | Put the card into a slot with ACS, so that each VF has an IOMMU \
-             group of its own, or give the guest 0000:03:00.0 alone"],
+             group of its own, or give the guest 0000:03:00.0 alone",
+        ],
     );
 }
 

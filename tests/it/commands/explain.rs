@@ -247,7 +247,7 @@ fn a_bridge() {
     0000:02:00.1  e1000e     would be detached
   verdict       not free
 a guest with it would be refused:
-  0000:02:01.0 is a bridge, and only endpoints can be given to a guest. Assign a device behind it
+  0000:02:01.0 is a bridge, and only endpoints can be assigned to a guest. Assign a device behind it
 ",
     );
 }

@@ -489,8 +489,8 @@ fn functions_behind_a_controller() {
     let host = with_vmd(8);
     let before = host.snapshot();
     prepare_as_foretold(&host.guest_of("web", domain_with("web", &[BEHIND]))).refused_saying(&[
-        "10000:00:01.0 cannot be given to a guest: the controller 0000:00:0e.0 that it is behind is of the same IOMMU \
-         group",
+        "10000:00:01.0 cannot be assigned to a guest: the controller 0000:00:0e.0 that it is behind is of the same \
+         IOMMU group",
         "without its driver vmd the device vanishes. Switch vmd off in the firmware's setup",
     ]);
     host.assert_as(&before, "VMD");
@@ -520,12 +520,13 @@ fn bridges_have_one_answer() {
     host.add(Device::new("0000:00:1f.3").id("8086:a348").class(0x04_0300).group(9).driver("snd_hda_intel"));
     let before = host.snapshot();
     prepare_as_foretold(&host.guest_of("web", domain_with("web", &[ISA]))).refused(
-        "guest 'web': 0000:00:1f.0 is a bridge, and only endpoints can be given to a guest. Assign a device behind it",
+        "guest 'web': 0000:00:1f.0 is a bridge, and only endpoints can be assigned to a guest. Assign a device behind \
+         it",
     );
     assert_eq!(json(&host, &["explain", ISA, "--json"])["device"]["start"]["verdict"], "refused");
     prepare_as_foretold(&host.guest_of("web", domain_with("web", &["0000:00:1f.3"]))).refused(
-        "guest 'web': 0000:00:1f.3 cannot be given to a guest: the host's bridge 0000:00:1f.0 is on lpc_ich in the \
-         same IOMMU group 9, and VFIO takes no group with such a device on a host driver. Put the card into another \
+        "guest 'web': 0000:00:1f.3 cannot be assigned to a guest: the host's bridge 0000:00:1f.0 is on lpc_ich in the \
+         same IOMMU group 9, and VFIO accepts no group with such a device on a host driver. Put the card into another \
          slot, or use another device",
     );
     let groups = &json(&host, &["list", "--groups", "--json"])["groups"][0]["devices"];

@@ -236,7 +236,7 @@ fn a_sibling_that_vfio_does_not_take_may_stay_without_a_driver() {
     host.add(Device::new(SECOND).group(8));
     let before = host.snapshot();
     host.faults("write ignore drivers_probe");
-    host.guest("web", FIRST).prepare().ok_saying("vfio-pci does not take it");
+    host.guest("web", FIRST).prepare().ok_saying("vfio-pci does not bind it");
     host.assert_as(&before, "prepared");
     host.release("web", "").ok();
     host.assert_no_leases("after the end");
@@ -248,7 +248,7 @@ fn a_sibling_that_vfio_does_not_take_is_judged_the_same_whatever_it_was_on() {
     let before = host.snapshot();
     host.faults("write ignore drivers_probe");
     let web = host.guest("web", FIRST);
-    let outcome = web.prepare().ok_saying("0000:02:00.1: vfio-pci does not take it; it stays on no driver");
+    let outcome = web.prepare().ok_saying("0000:02:00.1: vfio-pci does not bind it; it stays on no driver");
     assert!(outcome.took < Duration::from_secs(25), "at once, and not after the deadline");
     assert_eq!(host.driver(SECOND), None);
     assert_eq!(host.driver_override(SECOND).as_deref(), Some("vfio-pci"), "the host's drivers keep off");
@@ -258,7 +258,7 @@ fn a_sibling_that_vfio_does_not_take_is_judged_the_same_whatever_it_was_on() {
     // The guest's own device has to be on vfio-pci.
     host.faults("write ignore drivers_probe");
     let own = host.guest_of("web", domain("web", &[hostdev(FIRST, false)]));
-    own.prepare().refused_saying(&["0000:02:00.0: vfio-pci does not take it. See `dmesg` for the reason"]);
+    own.prepare().refused_saying(&["0000:02:00.0: vfio-pci does not bind it. See `dmesg` for the reason"]);
     host.faults("");
     own.release().ok();
     host.assert_restored(&before, "refused");

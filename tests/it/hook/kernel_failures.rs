@@ -43,7 +43,7 @@ fn a_driver_that_does_not_take_the_device_is_named_and_undone() {
     host.faults("write ignore drivers_probe");
     host.guest_of("web", domain("web", &[hostdev(SECOND, false)]))
         .prepare()
-        .refused_saying(&["guest 'web': ", ": vfio-pci does not take it. See `dmesg` for the reason"]);
+        .refused_saying(&["guest 'web': ", ": vfio-pci does not bind it. See `dmesg` for the reason"]);
     host.assert_restored(&before, "after the refusal");
 }
 

@@ -150,7 +150,7 @@ fn a_device_that_somebody_else_moved_stays_there() {
     web.ends();
     host.libvirt_reattaches(SECOND, Some("igb"));
     web.release().ok_saying(
-        "vfpool: 0000:02:00.1 was on e1000e before guest 'web' and is on igb now; somebody else has moved it, so it \
+        "vfpool: 0000:02:00.1 was on e1000e before guest 'web' and is on igb now; another program has moved it, so it \
          stays\n",
     );
     assert_eq!(host.driver(SECOND).as_deref(), Some("igb"));

@@ -89,7 +89,7 @@ fn a_device_that_cannot_be_given_away() {
         ),
         (
             "0000:00:02.0",
-            "0000:00:02.0 is a bridge, and only endpoints can be given to a guest. Assign a device behind it",
+            "0000:00:02.0 is a bridge, and only endpoints can be assigned to a guest. Assign a device behind it",
         ),
         (
             "0000:04:00.0",

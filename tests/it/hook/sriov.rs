@@ -112,8 +112,8 @@ fn a_vf_that_shares_the_group_of_its_pf_is_refused() {
     host.make_vfs(PF, &[Some("igbvf"), Some("igbvf")]);
     let before = host.snapshot();
     host.guest("web", VFS[0]).prepare().refused(
-        "guest 'web': 0000:01:10.0 cannot be given to a guest: its PF 0000:01:00.0 is taken with it, and without the \
-         PF's driver the VF vanishes. Put the card into a slot with ACS, so that each VF has an IOMMU group of its \
+        "guest 'web': 0000:01:10.0 cannot be assigned to a guest: its PF 0000:01:00.0 is detached with it, and without \
+         the PF's driver the VF vanishes. Put the card into a slot with ACS, so that each VF has an IOMMU group of its \
          own, or give the guest 0000:01:00.0 alone",
     );
     host.assert_restored(&before, "after the refusal");

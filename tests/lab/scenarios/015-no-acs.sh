@@ -7,7 +7,7 @@ vfs=$(group_members 03:00.0 | grep -v -e 00:04.0 -e 03:00.0)
 [[ $(wc -w <<<"$vfs") == 2 ]] || fail "expected two VFs in the group of 03:00.0, found: $vfs"
 before=$(snapshot_drivers)
 define_guest vf "$(hostdev "$(head -n 1 <<<"$vfs")")"
-expect_fails "its PF 0000:03:00.0 is taken with it" virsh start vf
+expect_fails "its PF 0000:03:00.0 is detached with it" virsh start vf
 [[ $(snapshot_drivers) == "$before" ]] || fail "the refused start changed something"
 
 define_guest pf "$(hostdev 03:00.0)"

@@ -63,7 +63,7 @@ expect_ready_host
 # PF and VFs in one group: no guest can have a VF. Two functions in one group: one guest can have them.
 pool single "<pf address='03:00.0' vfs='2'/>"
 vfpool setup 03:00.0
-[[ $(finding group 'No guest can have 0000:03:10.0 and 1 more of pool '\''single'\'': 0000:03:10.0 cannot be given to a guest: its PF 0000:03:00.0 is taken with it' | jq -r .state) == failure ]] ||
+[[ $(finding group 'No guest can have 0000:03:10.0 and 1 more of pool '\''single'\'': 0000:03:10.0 cannot be assigned to a guest: its PF 0000:03:00.0 is detached with it' | jq -r .state) == failure ]] ||
     fail "PF and VFs in one group: $(vfpool check)"
 set_vfs 03:00.0 0
 function_at() { echo "<address type='pci' domain='0' bus='0x${1%%:*}' slot='0x0' function='0x${1#*.}'/>"; }

@@ -75,7 +75,7 @@ says 03:00.0 '    0000:00:04.0  pcieport   bridge, never touched' '  VFs        
 define_guest pf "$(hostdev 03:00.0)"
 started_as_explained pf
 define_guest vf "$(hostdev "$(vfs_of 03:00.0 | head -n 1)")"
-refused_as_explained vf 'its PF 0000:03:00.0 is taken with it'
+refused_as_explained vf 'its PF 0000:03:00.0 is detached with it'
 set_vfs 03:00.0 0
 
 # Conventional PCI.
