@@ -3,10 +3,11 @@
 
 use crate::list::{DeviceState, Filter, Listing, PoolView};
 use crate::output::{all, written};
-use host::config::pool::{Pool, Pools};
+use host::config::pool::Pool;
 use host::log::Log;
 use host::paths::Host;
 use host::pci::sysfs;
+use lease::Leases;
 use model::address::PciAddress;
 use model::error::{Error, Result};
 use model::lease::Role;
@@ -52,13 +53,14 @@ enum Element {
 /// # Errors
 /// There is neither.
 fn xml(host: &Host, log: &Log, name: &str, element: Element) -> Result<(String, Vec<Error>)> {
-    let pools = Pools::load(host);
+    let leases = Leases::load(host, log);
+    let pools = leases.pools();
     match (pools.find(name), name.parse()) {
         (Ok(_), _) if element != Element::Either => Err(Error::new(format!(
             "'{name}' is a pool, and only a device can be shown as one element or the other; give its address"
         ))),
         (Ok(pool), _) => {
-            let (xml, mut errors) = pool_xml(host, log, pool)?;
+            let (xml, mut errors) = pool_xml(host, &leases, pool)?;
             // Other files are no matter here.
             errors.retain(|error| !pools.errors.contains(error));
             Ok((xml, errors))
@@ -69,9 +71,9 @@ fn xml(host: &Host, log: &Log, name: &str, element: Element) -> Result<(String, 
 }
 
 /// Each device that a guest has by its own definition is a connection, as each interface is of a network.
-fn pool_xml(host: &Host, log: &Log, pool: &Pool) -> Result<(String, Vec<Error>)> {
+fn pool_xml(host: &Host, leases: &Leases, pool: &Pool) -> Result<(String, Vec<Error>)> {
     let names = [pool.name.clone()];
-    let inventory = Listing::gather(host, log, &Filter { pools: &names, groups: false })?;
+    let inventory = Listing::gather(host, leases, &Filter { pools: &names, groups: false })?;
     let devices = || inventory.pools.iter().flat_map(PoolView::devices);
     let is_connection =
         |state: &DeviceState| matches!(state, DeviceState::Leased { role: Some(Role::Managed | Role::Unmanaged), .. });

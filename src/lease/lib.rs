@@ -63,16 +63,22 @@ pub struct Leases<'a> {
 }
 
 impl<'a> Leases<'a> {
-    /// Leases on this host. Settings that cannot be read are logged and count as not set: that refuses more, not less.
+    /// Leases on this host, with its settings and pools; logs what is wrong with the settings.
     pub fn new(host: &'a Host, log: &'a Log) -> Self {
-        let (settings, settings_error) = match settings::load(host) {
-            Ok(settings) => (settings, None),
-            Err(error) => {
-                log.warning(&error);
-                (Settings::default(), Some(error))
-            }
-        };
+        let leases = Self::load(host, log);
+        leases.settings_error().into_iter().for_each(|error| log.warning(error));
+        leases
+    }
+
+    /// The same for a caller that has another place for [`settings_error`](Self::settings_error).
+    pub fn load(host: &'a Host, log: &'a Log) -> Self {
+        let (settings, settings_error) = settings::load(host);
         Self { host, log, store: Records::new(host, log), settings, settings_error, pools: OnceCell::new() }
+    }
+
+    /// Why the admin's settings do not count, and defaults do.
+    pub fn settings_error(&self) -> Option<&Error> {
+        self.settings_error.as_ref()
     }
 
     /// The records that these events keep.
@@ -82,7 +88,12 @@ impl<'a> Leases<'a> {
 
     /// A reading of devices and records that begins now.
     pub fn view(&self) -> View<'_> {
-        View::new(self.host, &self.store, &self.settings)
+        View::new(self)
+    }
+
+    /// The same of all devices of the host.
+    pub fn view_of_all(&self) -> Result<View<'_>> {
+        View::of_all(self)
     }
 
     /// How long one step on the host may take.

@@ -6,10 +6,10 @@
 //! called by a hook or a udev event for a whole PF: that takes seconds.
 //! Source: Linux `Documentation/PCI/pci-iov-howto.rst`, `Documentation/ABI/testing/sysfs-bus-pci`.
 
+use crate::Leases;
 use crate::life::Life;
-use crate::records::{Records, Turn};
-use host::config::pool::{Pf, Pool, Pools};
-use host::config::settings;
+use crate::records::Turn;
+use host::config::pool::{Pf, Pool};
 use host::files;
 use host::guard::{self, Guard};
 use host::libvirt::{networks, runtime};
@@ -23,7 +23,6 @@ use model::device::PciDevice;
 use model::error::{Error, Result};
 use model::host_use::HostUse;
 use model::plan::no_group;
-use model::settings::Settings;
 use model::step::VFIO_PCI;
 use std::cell::Cell;
 use std::fs;
@@ -35,10 +34,8 @@ use std::time::Duration;
 pub struct Setup<'a> {
     host: &'a Host,
     log: &'a Log,
-    store: Records<'a>,
-    settings: Settings,
+    leases: Leases<'a>,
     limit: Duration,
-    pools: Pools,
 }
 
 /// What came of it, beside what was logged as done. One line each.
@@ -70,13 +67,9 @@ pub enum Membership<'s> {
 impl<'a> Setup<'a> {
     /// Reads settings and pools. [`Setup::all`] reports what is wrong with them.
     pub fn new(host: &'a Host, log: &'a Log) -> Self {
-        // Settings that cannot be read count as not set: that leaves more alone, not less.
-        let settings = settings::load(host).unwrap_or_else(|error| {
-            log.warning(&error);
-            Settings::default()
-        });
-        let limit = settings.deadline();
-        Self { host, log, store: Records::new(host, log), settings, limit, pools: Pools::load(host) }
+        let leases = Leases::new(host, log);
+        let limit = leases.deadline();
+        Self { host, log, leases, limit }
     }
 
     /// The same with less time for each step, for a caller that is waited for.
@@ -88,9 +81,9 @@ impl<'a> Setup<'a> {
 
     /// Sets up every PF and VF of every pool.
     pub fn all(&self) -> Report {
-        let mut report = Report { failures: self.pools.errors.clone(), ..Report::default() };
+        let mut report = Report { failures: self.leases.pools().errors.clone(), ..Report::default() };
         let mut has_changed = false;
-        for pool in &self.pools.pools {
+        for pool in &self.leases.pools().pools {
             for pf in pool.pfs(self.host) {
                 if let Some(pf) = report.add(pf) {
                     has_changed |= self.pf(pool, &pf, &mut report);
@@ -98,14 +91,14 @@ impl<'a> Setup<'a> {
             }
         }
         // Only now: a pool may list VFs of another pool's PF, which has just got them.
-        for pool in &self.pools.pools {
+        for pool in &self.leases.pools().pools {
             for function in pool.functions(self.host) {
                 if let Some(address) = report.add(function) {
                     has_changed |= self.listed(pool, address, &mut report);
                 }
             }
         }
-        report.warnings.extend(networks::shared_with(&self.pools, self.host));
+        report.warnings.extend(networks::shared_with(self.leases.pools(), self.host));
         self.finish(has_changed, report)
     }
 
@@ -136,7 +129,7 @@ impl<'a> Setup<'a> {
             Some(name).filter(|name| is_file_name(name)).and_then(|name| ports::function_of(self.host, name))
         });
         let mut wrong = Vec::new();
-        for pool in &self.pools.pools {
+        for pool in &self.leases.pools().pools {
             for pf in pool.pfs(self.host) {
                 match pf {
                     Ok(pf) if Some(pf.address) == address => return Ok((pool, pf)),
@@ -145,7 +138,8 @@ impl<'a> Setup<'a> {
                 }
             }
         }
-        let known: Vec<String> = wrong.iter().chain(&self.pools.errors).map(|error| format!(". {error}")).collect();
+        let known: Vec<String> =
+            wrong.iter().chain(&self.leases.pools().errors).map(|error| format!(". {error}")).collect();
         Err(Error::new(format!(
             "{name} is no PF of any pool in {}. Name one by network interface or PCI address, or add it there{}",
             self.host.pools().display(),
@@ -160,7 +154,7 @@ impl<'a> Setup<'a> {
 
     /// What a device is to the pools. Looks at no other device.
     pub fn membership(&self, device: &PciDevice) -> Membership<'_> {
-        let mut pools = self.pools.pools.iter();
+        let mut pools = self.leases.pools().pools.iter();
         if device.physfn.is_some() {
             return pools.find(|pool| pool.has_member(self.host, device)).map_or(Membership::None, Membership::Vf);
         }
@@ -172,7 +166,7 @@ impl<'a> Setup<'a> {
     /// VFs too.
     pub fn vf(&self, pool: &Pool, device: &PciDevice) -> Result<bool> {
         let Some(pf) = device.physfn else { return Ok(true) };
-        let Some(_turn) = self.store.try_turn_of_vf(pf)? else { return Ok(true) };
+        let Some(_turn) = self.leases.store.try_turn_of_vf(pf)? else { return Ok(true) };
         if !self.host.device(device.address).join("driver_override").exists() {
             return Ok(device.on_vfio);
         }
@@ -206,7 +200,7 @@ impl<'a> Setup<'a> {
     fn turn(&self, pf: PciAddress) -> Result<Turn> {
         // As long as another one may take for all its VFs.
         let limit = self.limit + Duration::from_secs(sysfs::totalvfs(self.host, pf)?.into());
-        self.store.turn_of_pf(pf, limit)?.ok_or_else(|| {
+        self.leases.store.turn_of_pf(pf, limit)?.ok_or_else(|| {
             let other = format!("another `vfpool setup` has been at work on it for {} s", limit.as_secs());
             Error::new(format!("Cannot set up {pf}: {other}, or hangs in the kernel"))
                 .remedy("See `dmesg`, and run it again")
@@ -216,8 +210,8 @@ impl<'a> Setup<'a> {
     /// The guest that has a device. A claim alone is not enough: its lease may be over, lost, or know nothing of the
     /// device.
     fn guest_with(&self, address: PciAddress) -> Result<Option<String>> {
-        let Some(guest) = self.store.owner(address)? else { return Ok(None) };
-        let has_it = match self.store.lease_or_none(&guest) {
+        let Some(guest) = self.leases.store.owner(address)? else { return Ok(None) };
+        let has_it = match self.leases.store.lease_or_none(&guest) {
             Some(lease) => lease.held(address).is_some() && !lease.is_over(self.host),
             None => runtime::qemu(self.host, &guest).is_some(),
         };
@@ -348,7 +342,7 @@ impl<'a> Setup<'a> {
         // Who compares leases after this finds the VFs claimed. The write may take long, and comes without the
         // lock.
         let _claim = {
-            let locked = self.store.lock()?;
+            let locked = self.leases.store.lock()?;
             for vf in &vfs {
                 if let Some(guest) = self.guest_with(*vf)? {
                     return Err(
@@ -405,7 +399,7 @@ impl<'a> Setup<'a> {
         }
         if device.on_host_driver() {
             sysfs::expect_answer(self.host, device, self.limit)?;
-            if !self.settings.allows(vf) {
+            if !self.leases.settings.allows(vf) {
                 if let Some(used) = guard.of_device(device)? {
                     return Ok(Bound::InUse(used));
                 }

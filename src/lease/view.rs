@@ -46,7 +46,8 @@ pub struct View<'a> {
 
 impl<'a> View<'a> {
     /// A view of a few devices, without the lock: good advice, and no more.
-    pub fn new(host: &'a Host, records: &'a Records<'a>, settings: &'a Settings) -> Self {
+    pub(crate) fn new(leases: &'a Leases<'a>) -> Self {
+        let Leases { host, store: records, settings, .. } = leases;
         Self {
             pci: Snapshot::new(host),
             host,
@@ -66,10 +67,10 @@ impl<'a> View<'a> {
     }
 
     /// A view of all devices of a host, without the lock.
-    pub fn of_all(host: &'a Host, records: &'a Records<'a>, settings: &'a Settings) -> Result<Self> {
-        let claimed = Some(records.claimed()?);
-        let one = Self::new(host, records, settings);
-        Ok(Self { pci: Snapshot::of_all(host), claimed, guard: one.guard.only_looking(), ..one })
+    pub(crate) fn of_all(leases: &'a Leases<'a>) -> Result<Self> {
+        let claimed = Some(leases.store.claimed()?);
+        let one = Self::new(leases);
+        Ok(Self { pci: Snapshot::of_all(one.host), claimed, guard: one.guard.only_looking(), ..one })
     }
 
     /// A view under the lock, true until the lock is released.

@@ -60,7 +60,7 @@ impl Context<'_> {
             let what = format!("Guest '{guest}' asks pool '{pool}' for a device at {address}, where it has none");
             return Some(Finding::warning(ID, what).cured_by(format!("Run {detach}")));
         };
-        let found = match self.pools.find(pool) {
+        let found = match self.leases.pools().find(pool) {
             Ok(found) => found,
             Err(error) => {
                 let what = format!("Guest '{guest}' cannot start: it asks for a device of pool '{pool}'. {error}");
@@ -84,7 +84,7 @@ impl Context<'_> {
         let mut findings = Vec::new();
         let mut open = domain.assigned();
         open.retain(|device| device.pool.is_none());
-        let view = self.view();
+        let view = self.leases.view();
         while let Some(refusal) = view.refusal(Some(guest), &open)? {
             if !matches!(refusal.cause, Cause::Guest(_)) {
                 let what = format!("Guest '{guest}' cannot start: {}", refusal.why.reason());

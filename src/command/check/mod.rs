@@ -12,14 +12,10 @@ mod pools;
 
 use crate::output;
 use anstyle::{AnsiColor, Style};
-use host::config::pool::Pools;
-use host::config::settings;
 use host::log::Log;
 use host::paths::Host;
-use lease::records::Records;
-use lease::view::View;
+use lease::Leases;
 use model::error::{Error, Result};
-use model::settings::Settings;
 use model::text::one_line;
 use serde::Serialize;
 use std::io::{self, Write};
@@ -165,19 +161,13 @@ impl Finding {
 impl Report {
     /// Looks at everything.
     pub fn of(host: &Host, log: &Log) -> Self {
-        let settings = settings::load(host);
-        let mut findings: Vec<Finding> =
-            settings.as_ref().err().map(|error| settings_error(host, error)).into_iter().collect();
-        let look = Context {
-            host,
-            store: Records::new(host, log),
-            settings: settings.unwrap_or_default(),
-            pools: Pools::load(host),
-        };
+        let context = Context { host, leases: Leases::load(host, log) };
+        let settings_error = context.leases.settings_error().map(|error| settings_error(host, error));
+        let mut findings: Vec<Finding> = settings_error.into_iter().collect();
         findings.extend(platform::findings(host));
-        findings.extend(install::findings(host, &look.store));
-        findings.extend(look.pools());
-        findings.extend(look.guests());
+        findings.extend(install::findings(host, context.leases.store()));
+        findings.extend(context.pools());
+        findings.extend(context.guests());
         let worst = findings.iter().map(|finding| finding.state).max().unwrap_or(Severity::Ok);
         let state = if worst == Severity::Note { Severity::Ok } else { worst };
         Self { version: 1, state, findings }
@@ -227,16 +217,7 @@ fn owner(path: &Path) -> Option<u32> {
 /// What pools and guests are judged by.
 struct Context<'a> {
     host: &'a Host,
-    store: Records<'a>,
-    settings: Settings,
-    pools: Pools,
-}
-
-impl Context<'_> {
-    /// A reading of the host that begins now: what the hook's own decision is made of.
-    fn view(&self) -> View<'_> {
-        View::new(self.host, &self.store, &self.settings)
-    }
+    leases: Leases<'a>,
 }
 
 #[derive(clap::Args)]

@@ -17,19 +17,19 @@ impl Context<'_> {
     pub(super) fn pools(&self) -> Vec<Finding> {
         let folder = self.host.pools();
         let wrong = |error: &Error| Finding::error(ID, Severity::Failure, error).shown_by_file(&folder);
-        let mut findings: Vec<Finding> = self.pools.errors.iter().map(wrong).collect();
-        if self.pools.pools.is_empty() && findings.is_empty() {
+        let mut findings: Vec<Finding> = self.leases.pools().errors.iter().map(wrong).collect();
+        if self.leases.pools().pools.is_empty() && findings.is_empty() {
             let what = "There are no pools; guests have the devices that they name, and nothing more";
             findings.push(Finding::note(ID, what).shown_by(format!("{} is empty", folder.display())));
         }
-        for pool in &self.pools.pools {
+        for pool in &self.leases.pools().pools {
             let found = self
                 .pool(pool)
                 .unwrap_or_else(|error| vec![Finding::error(ID, Severity::Failure, &error).shown_by_file(&pool.file)]);
             findings.extend(found);
         }
         let networks = self.host.path("etc/libvirt/qemu/networks");
-        let shared = networks::shared_with(&self.pools, self.host);
+        let shared = networks::shared_with(self.leases.pools(), self.host);
         findings.extend(
             shared.iter().map(|error| Finding::error(Id::Network, Severity::Warning, error).shown_by_file(&networks)),
         );
@@ -58,12 +58,12 @@ impl Context<'_> {
 
     fn pf(&self, pf: &Pf) -> Result<Vec<Finding>> {
         let (host, address) = (self.host, pf.address);
-        if let Some(guest) = self.store.owner(address)? {
+        if let Some(guest) = self.leases.store().owner(address)? {
             let what = format!("PF {address} is with guest '{guest}', and its VFs with it ({})", pf.at);
             return Ok(vec![Finding::note(Id::Pf, what)]);
         }
         let Some(device) = sysfs::identity(host, address)? else { return Ok(Vec::new()) };
-        if let Err(error) = sysfs::expect_answer(host, &device, self.settings.deadline()) {
+        if let Err(error) = sysfs::expect_answer(host, &device, self.leases.deadline()) {
             return Ok(vec![Finding::error(Id::Pf, Severity::Failure, &error)]);
         }
         if !device.on_host_driver() {
@@ -98,7 +98,7 @@ impl Context<'_> {
         let on = pf.driver.as_deref().unwrap_or("no driver");
         let what = format!("PF {address} is on {on}, and only its own driver creates VFs");
         let shown = format!("{folder}/driver");
-        if let Some(used) = guard::of(self.host, address, self.settings.deadline())? {
+        if let Some(used) = guard::of(self.host, address, self.leases.deadline())? {
             return Ok(Finding::failure(Id::Pf, format!("{what}; {used}")).shown_by(shown).cured_by(format!(
                 "{}, then bind it to its own driver, and run `vfpool setup {address}`",
                 used.remedy()
@@ -144,11 +144,11 @@ impl Context<'_> {
             );
         }
         let mut elsewhere = Vec::new();
-        let guard = Guard::new(host, self.settings.deadline());
+        let guard = Guard::new(host, self.leases.deadline());
         for vf in sysfs::vfs_of(host, address)? {
             let Some(vf) = sysfs::identity(host, vf)? else { continue };
             // One that the host uses stays with it, and is reported below.
-            let is_ready = vf.on_vfio || self.store.owner(vf.address)?.is_some();
+            let is_ready = vf.on_vfio || self.leases.store().owner(vf.address)?.is_some();
             if !is_ready && guard.of(vf.address)?.is_none() {
                 elsewhere.push(vf);
             }
@@ -211,7 +211,7 @@ impl Context<'_> {
         let unusable = |why: &str| {
             Finding::failure(Id::Group, format!("No guest can have {devices}: {why}")).shown_by_file(&folder)
         };
-        let view = self.view();
+        let view = self.leases.view();
         let mut first = None;
         for member in members {
             match view.refusal(None, &[pool.assigned(member.address)])? {

@@ -8,13 +8,13 @@ mod text;
 mod watch;
 
 use crate::output;
-use host::config::pool::{Pf, PfName, Pool, Pools, Vfs};
-use host::config::settings;
+use host::config::pool::{Pf, PfName, Pool, Vfs};
 use host::log::Log;
 use host::parked::Parked;
 use host::paths::Host;
 use host::pci::snapshot::Snapshot;
 use host::pci::sysfs::{self, PciView};
+use lease::Leases;
 use lease::availability::Standing;
 use lease::life::Life;
 use lease::records::Records;
@@ -22,7 +22,6 @@ use model::address::PciAddress;
 use model::domain::Assigned;
 use model::error::{Error, Result};
 use model::lease::{LeaseState, Role};
-use model::settings::Settings;
 use serde::Serialize;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -223,8 +222,8 @@ impl Listing {
     ///
     /// # Errors
     /// Not for what is wrong with single pools or devices: that is part of the answer.
-    pub fn gather(host: &Host, log: &Log, scope: &Filter) -> Result<Self> {
-        let pools = Pools::load(host);
+    pub fn gather(host: &Host, leases: &Leases, scope: &Filter) -> Result<Self> {
+        let (store, pools) = (leases.store(), leases.pools());
         let wanted: Vec<&Pool> = match scope.pools {
             [] => pools.pools.iter().collect(),
             names => {
@@ -234,15 +233,10 @@ impl Listing {
             }
         };
         let mut errors = pools.errors.clone();
-        let (settings, settings_error) = match settings::load(host) {
-            Ok(settings) => (settings, None),
-            Err(error) => (Settings::default(), Some(error)),
-        };
-        let store = Records::new(host, log);
-        let now = lease::view::View::of_all(host, &store, &settings)?;
+        let now = leases.view_of_all()?;
         let mut view = View {
             host,
-            store: &store,
+            store,
             snapshot: &now.pci,
             now: &now,
             pools: &pools.pools,
@@ -253,7 +247,7 @@ impl Listing {
         view.parked = view.parked();
         let views: Vec<PoolView> = wanted.into_iter().map(|pool| view.pool(pool, &mut errors)).collect();
         let pool_errors = errors.len();
-        errors.extend(settings_error);
+        errors.extend(leases.settings_error().cloned());
         let members: HashMap<PciAddress, &str> =
             views.iter().flat_map(|pool| pool.devices().map(|device| (device.address, pool.name.as_str()))).collect();
         let is_part = !scope.pools.is_empty();
@@ -554,7 +548,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(host: &Host, log: &Log, arguments: &Arguments) -> Result<()> {
     let Arguments { pool, groups, watch: is_watch, json, metrics } = arguments;
-    let gather = || Listing::gather(host, log, &Filter { pools: pool, groups: *groups });
+    let gather = || Listing::gather(host, &Leases::load(host, log), &Filter { pools: pool, groups: *groups });
     let is_plain = anstream::AutoStream::choice(&io::stdout()) == anstream::ColorChoice::Never;
     let tree = |listing: &Listing| {
         let text = listing.to_string();

@@ -5,11 +5,13 @@ use model::error::{Error, Result};
 use model::settings::Settings;
 use std::{fs, io};
 
-/// Reads the host's settings; without a file, each has its default.
-///
-/// # Errors
-/// Why the file cannot be used.
-pub fn load(host: &Host) -> Result<Settings> {
+/// The host's settings. Without a file, each has its default; also if the file cannot be used, and then the reason is
+/// beside them. The defaults refuse more and leave more alone, not less.
+pub fn load(host: &Host) -> (Settings, Option<Error>) {
+    read(host).map_or_else(|error| (Settings::default(), Some(error)), |settings| (settings, None))
+}
+
+fn read(host: &Host) -> Result<Settings> {
     let path = host.settings();
     match fs::read_to_string(&path) {
         Ok(text) => Settings::parse(&text).map_err(|cause| {
@@ -30,7 +32,7 @@ mod tests {
         let host = Host::new(root.path());
         fs::create_dir_all(host.settings().parent().unwrap()).unwrap();
         fs::write(host.settings(), text).unwrap();
-        super::load(&host)
+        super::read(&host)
     }
 
     #[test]
@@ -49,7 +51,8 @@ mod tests {
 
     #[test]
     fn without_a_file_the_guide_holds() {
-        let settings = super::load(&Host::new("/nonexistent")).unwrap();
+        let (settings, error) = super::load(&Host::new("/nonexistent"));
+        assert_eq!(error, None);
         assert_eq!((settings.most_devices(), settings.deadline()), (32, Duration::from_secs(30)));
         assert_eq!(settings.hook_deadline(), Duration::from_secs(300));
     }

@@ -92,7 +92,8 @@ impl<'a> Chain<'a> {
             Operation::Release if fs::remove_file(self.refused(&guest)).is_ok() => return Ok(output),
             _ => {}
         }
-        let settings = settings::load(self.host).unwrap_or_default();
+        // Ours logs what is wrong with them.
+        let (settings, _) = settings::load(self.host);
         let mut output = output;
         for hook in &self.hooks {
             let input = output.as_deref().unwrap_or(xml);
