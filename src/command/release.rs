@@ -4,6 +4,7 @@ use crate::cli::Dry;
 use crate::output::done;
 use host::log::Log;
 use host::paths::Host;
+use host::pci::bind::Libvirt;
 use lease::Leases;
 use model::address::PciAddress;
 use model::error::Result;
@@ -23,5 +24,6 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(host: &Host, log: &Log, arguments: &Arguments) -> Result<()> {
     let Arguments { guest, device, force, .. } = arguments;
-    done(host, guest, Leases::new(host, log).release_by_admin(guest, *device, *force))
+    let libvirt = if *force { Libvirt::Done } else { Libvirt::AtWork };
+    done(host, guest, Leases::new(host, log).release_by_admin(guest, *device, libvirt))
 }

@@ -6,14 +6,12 @@
 
 use crate::view::View;
 use host::config::pool::Pool;
-use host::pci::sysfs::PciView;
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::domain::Assigned;
 use model::error::{Error, Result};
 use model::lease::{LeaseState, Role};
-use model::plan::{Answer, Cause, Function, Owner, OwnerState, Refusal, Scene, plan};
-use std::collections::BTreeMap;
+use model::plan::{Answer, Cause, Function, Owner, OwnerState, Refusal, plan};
 use std::fmt;
 
 /// How a device stands for one guest.
@@ -69,18 +67,7 @@ impl View<'_> {
     /// Why a start with these devices would be refused, if it would: the hook's own decision, on what can be read
     /// without waiting for any driver.
     pub fn refusal(&self, guest: Option<&str>, assigned: &[Assigned]) -> Result<Option<Refusal>> {
-        let mut scene = Scene {
-            assigned,
-            functions: BTreeMap::new(),
-            missing: BTreeMap::new(),
-            uses: BTreeMap::new(),
-            platform: BTreeMap::new(),
-            iommu_is_on: true,
-            settings: self.settings,
-            not_members: &BTreeMap::new(),
-            settings_error: None,
-        };
-        self.look_around(guest, &mut scene)?;
+        let mut scene = self.scene(assigned, |address, found| Ok((found, self.user(guest, address)?)))?;
         loop {
             match plan(&scene) {
                 Ok(Answer::Detach(_)) => return Ok(None),
@@ -93,40 +80,6 @@ impl View<'_> {
                 Err(refusal) => return Ok(Some(refusal)),
             }
         }
-    }
-
-    /// The functions that a start could touch. Asks nothing of their drivers, which may hang.
-    fn look_around(&self, guest: Option<&str>, scene: &mut Scene) -> Result<()> {
-        let mut open: Vec<PciAddress> = scene.assigned.iter().map(|device| device.address).collect();
-        let is_wanted = |address| scene.assigned.iter().any(|device| device.address == address);
-        while let Some(address) = open.pop() {
-            if scene.functions.contains_key(&address) {
-                continue;
-            }
-            let Some(mut device) = self.pci.identity(address)? else {
-                // The VFs of a PF that a guest has are gone, and will be back.
-                let user = self.user(guest, address)?;
-                scene.missing.extend(user.map(|user| (address, user)));
-                continue;
-            };
-            match device.group {
-                Some(group) if is_wanted(address) => {
-                    open.extend(self.pci.group_members(group)?);
-                    scene.platform.insert(group, self.pci.platform_members(group)?);
-                }
-                Some(_) => {}
-                None => scene.iommu_is_on = self.iommu_is_on()?,
-            }
-            if device.on_host_driver() && !device.is_bridge() {
-                let vfs = if device.physfn.is_none() { self.pci.vfs_of(address)? } else { Vec::new() };
-                device.numvfs = u32::try_from(vfs.len()).unwrap_or(u32::MAX);
-                open.extend(vfs);
-                open.extend(self.pci.functions_behind(address)?);
-            }
-            let owner = self.user(guest, address)?;
-            scene.functions.insert(address, Function { device, owner });
-        }
-        Ok(())
     }
 
     /// The guest that has a device, as [`plan`] wants to know it.

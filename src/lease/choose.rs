@@ -34,32 +34,21 @@ impl Leases<'_> {
         let _turn = self.begin(guest, caller)?;
         let reserve = |devices: Vec<HeldDevice>| reservation(self.host, RESERVED, devices);
         let chosen =
-            self.choose_by(guest, domain, &self.view(), |assigned| self.record(guest, assigned, reserve).map(drop))?;
+            self.choose(guest, domain, &self.view(), |assigned| self.record(guest, assigned, reserve).map(drop))?;
         Ok(Some(domain.with_addresses(&chosen)))
     }
 
     /// A device for each request of a guest, such that a start with them is not refused, which `decide` says.
-    pub(super) fn choose_by<'d>(
+    pub fn choose<'d>(
         &self,
         guest: &str,
         domain: &'d Domain,
         view: &View,
         decide: impl Fn(&[Assigned]) -> Result<(), Refusal>,
     ) -> Result<Vec<(&'d Hostdev, PciAddress)>> {
-        let mut refused = BTreeMap::new();
-        loop {
-            let chosen = self.choose(guest, domain, view, &refused)?;
-            match decide(&domain.assigned_with(&chosen)) {
-                Ok(()) => return Ok(chosen),
-                // Another guest was faster, or the plan knows more of the device than the choice did.
-                Err(Refusal { device: Some(device), why, .. })
-                    if chosen.iter().any(|(_, address)| *address == device) && !refused.contains_key(&device) =>
-                {
-                    refused.insert(device, why);
-                }
-                Err(refusal) => return Err(refusal.why),
-            }
-        }
+        let choose = |refused: &BTreeMap<_, _>| self.first_free(guest, domain, view, refused);
+        let (chosen, ()) = until_accepted(choose, |chosen| decide(&domain.assigned_with(chosen)))?;
+        Ok(chosen)
     }
 
     /// Drops what [`resolve`](Self::resolve) has kept for a guest, if no start has taken it over.
@@ -81,7 +70,7 @@ impl Leases<'_> {
 
     /// A device for each request: the one it has if that is free, else the first free one of its pool that no stopped
     /// guest is parked at, else any free one.
-    fn choose<'d>(
+    fn first_free<'d>(
         &self,
         guest: &str,
         domain: &'d Domain,
@@ -162,6 +151,28 @@ impl Leases<'_> {
     pub fn wake(&self, entry: &Entry) {
         if let Err(error) = entry.put(self.host) {
             self.log.warning(&error);
+        }
+    }
+}
+
+/// Chooses devices, and again without those of them that `decide` refuses, until it accepts. Each stands beside what
+/// it is for. Returns the choice, and what came of the decision.
+pub(super) fn until_accepted<'c, C: ?Sized, T>(
+    choose: impl Fn(&BTreeMap<PciAddress, Error>) -> Result<Vec<(&'c C, PciAddress)>>,
+    decide: impl Fn(&[(&'c C, PciAddress)]) -> Result<T, Refusal>,
+) -> Result<(Vec<(&'c C, PciAddress)>, T)> {
+    let mut refused = BTreeMap::new();
+    loop {
+        let chosen = choose(&refused)?;
+        match decide(&chosen) {
+            Ok(accepted) => return Ok((chosen, accepted)),
+            // Another guest was faster, or the plan knows more of the device than the choice did.
+            Err(Refusal { device: Some(device), why, .. })
+                if chosen.iter().any(|(_, address)| *address == device) && !refused.contains_key(&device) =>
+            {
+                refused.insert(device, why);
+            }
+            Err(refusal) => return Err(refusal.why),
         }
     }
 }

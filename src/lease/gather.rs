@@ -6,6 +6,7 @@ use crate::life::Life;
 use crate::view::View;
 use host::pci::sysfs::PciView;
 use model::address::{PciAddress, PciId};
+use model::device::PciDevice;
 use model::domain::Assigned;
 use model::error::{Error, Result};
 use model::host_use::HostUse;
@@ -45,26 +46,20 @@ impl<'a> Facts<'a> {
     }
 
     /// All that decides, in this view.
-    pub(super) fn scene(&self, view: &View) -> Result<Scene<'_>> {
-        let (functions, missing) = self.functions(view)?;
-        let mut platform = BTreeMap::new();
-        let is_assigned = |address: &PciAddress| self.assigned.iter().any(|device| device.address == *address);
-        for (_, function) in functions.iter().filter(|(address, _)| is_assigned(address)) {
-            if let Some(group) = function.device.group {
-                platform.insert(group, view.pci.platform_members(group)?);
-            }
-        }
-        let has_group = |function: &Function| function.device.group.is_some();
+    pub(super) fn scene<'s>(&'s self, view: &'s View) -> Result<Scene<'s>> {
+        let scene = view.scene(self.assigned, |address, found| {
+            let owner = self.owner(address, found.as_ref().map(|device| device.id), view)?;
+            // A driver may hang while it has to do with a device that another guest owns; so nothing is asked of it.
+            let is_ours =
+                owner.as_ref().is_none_or(|owner| matches!(owner.state, OwnerState::Ourselves | OwnerState::Stuck));
+            let asked = if found.is_some() && is_ours { view.pci.device(address)? } else { None };
+            Ok((asked.or(found), owner))
+        })?;
         Ok(Scene {
-            assigned: self.assigned,
-            missing,
             uses: self.uses.clone(),
-            iommu_is_on: functions.values().all(has_group) || view.iommu_is_on()?,
-            platform,
-            functions,
             not_members: &self.not_members,
-            settings: &self.leases.settings,
             settings_error: self.leases.settings_error.as_ref(),
+            ..scene
         })
     }
 
@@ -95,38 +90,6 @@ impl<'a> Facts<'a> {
         Ok(())
     }
 
-    /// The functions that a guest's start could touch, with their owners, and who owns what is missing.
-    fn functions(&self, view: &View) -> Result<(BTreeMap<PciAddress, Function>, BTreeMap<PciAddress, Owner>)> {
-        let (mut functions, mut missing) = (BTreeMap::new(), BTreeMap::new());
-        let mut open: Vec<PciAddress> = self.assigned.iter().map(|device| device.address).collect();
-        let mut groups = BTreeSet::new();
-        while let Some(address) = open.pop() {
-            if functions.contains_key(&address) {
-                continue;
-            }
-            let Some(device) = view.pci.identity(address)? else {
-                let owner = self.owner(address, None, view)?;
-                missing.extend(owner.map(|owner| (address, owner)));
-                continue;
-            };
-            let owner = self.owner(address, Some(device.id), view)?;
-            // A driver may hang while it has to do with a device that another guest owns; so nothing is asked of it.
-            let is_ours =
-                owner.as_ref().is_none_or(|owner| matches!(owner.state, OwnerState::Ourselves | OwnerState::Stuck));
-            let device = if is_ours { view.pci.device(address)?.unwrap_or(device) } else { device };
-            let is_assigned = self.assigned.iter().any(|device| device.address == address);
-            if let Some(group) = device.group.filter(|group| is_assigned && groups.insert(*group)) {
-                open.extend(view.pci.group_members(group)?);
-            }
-            open.extend(view.pci.vfs_of(address)?);
-            if device.on_host_driver() && !device.is_bridge() {
-                open.extend(view.pci.functions_behind(address)?);
-            }
-            functions.insert(address, Function { device, owner });
-        }
-        Ok((functions, missing))
-    }
-
     /// Who owns a device. A claim counts if its lease tells of the device that is here now, if one is. A reservation
     /// that was not used in time counts no more, and uses no other guest's turn: two guests may want each other's.
     fn owner(&self, address: PciAddress, id: Option<PciId>, view: &View) -> Result<Option<Owner>> {
@@ -155,5 +118,56 @@ impl<'a> Facts<'a> {
             OwnerState::Stopping
         };
         Ok(record(&lease).map(|held| Owner { guest: owner, state, held: Some(held) }))
+    }
+}
+
+/// No pool was asked.
+static NONE: BTreeMap<PciAddress, Error> = BTreeMap::new();
+
+impl View<'_> {
+    /// The functions that a start with these devices could touch, and whether their platform lets it. `look` says what
+    /// is to be known of a function that is here, or missing, and who owns it.
+    pub(crate) fn scene<'s>(
+        &'s self,
+        assigned: &'s [Assigned],
+        look: impl Fn(PciAddress, Option<PciDevice>) -> Result<(Option<PciDevice>, Option<Owner>)>,
+    ) -> Result<Scene<'s>> {
+        let (mut functions, mut missing, mut platform) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut open: Vec<PciAddress> = assigned.iter().map(|device| device.address).collect();
+        while let Some(address) = open.pop() {
+            if functions.contains_key(&address) {
+                continue;
+            }
+            let (device, owner) = look(address, self.pci.identity(address)?)?;
+            let Some(mut device) = device else {
+                // The VFs of a PF that a guest has are gone, and will be back.
+                missing.extend(owner.map(|owner| (address, owner)));
+                continue;
+            };
+            let is_assigned = assigned.iter().any(|device| device.address == address);
+            if let Some(group) = device.group.filter(|group| is_assigned && !platform.contains_key(group)) {
+                open.extend(self.pci.group_members(group)?);
+                platform.insert(group, self.pci.platform_members(group)?);
+            }
+            let vfs = self.pci.vfs_of(address)?;
+            device.numvfs = device.numvfs.max(u32::try_from(vfs.len()).unwrap_or(u32::MAX));
+            open.extend(vfs);
+            if device.on_host_driver() && !device.is_bridge() {
+                open.extend(self.pci.functions_behind(address)?);
+            }
+            functions.insert(address, Function { device, owner });
+        }
+        let has_group = |function: &Function| function.device.group.is_some();
+        Ok(Scene {
+            assigned,
+            missing,
+            uses: BTreeMap::new(),
+            iommu_is_on: functions.values().all(has_group) || self.iommu_is_on()?,
+            platform,
+            functions,
+            not_members: &NONE,
+            settings: self.settings,
+            settings_error: None,
+        })
     }
 }

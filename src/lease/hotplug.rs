@@ -3,20 +3,21 @@
 
 use crate::Leases;
 use crate::availability::Standing;
-use crate::choose::first_member;
+use crate::choose::{first_member, until_accepted};
 use crate::life::Life;
 use crate::records::Turn;
 use crate::refusal;
+use crate::stop::Part;
 use host::config::pool::Pool;
 use host::libvirt::runtime;
 use host::open_files;
 use host::parked::Parked;
+use host::pci::bind::Libvirt;
 use host::pci::sysfs;
 use model::address::PciAddress;
 use model::domain::{Assigned, Domain};
-use model::error::Result;
+use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState, Process, Role};
-use model::plan::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Leases<'_> {
@@ -37,8 +38,7 @@ impl Leases<'_> {
         };
         let parked = Parked::load(self.host);
         let view = self.view();
-        let mut refused = BTreeMap::new();
-        let (address, devices) = loop {
+        let choose = |refused: &BTreeMap<PciAddress, Error>| {
             let is_free = |address: PciAddress| {
                 // What its lease has beside that, it is just letting go of.
                 let is_own = |held: &HeldDevice| held.role != Role::Sibling;
@@ -48,23 +48,19 @@ impl Leases<'_> {
                 Ok(may_do && view.standing(Some(guest), &pool.assigned(address))? == Standing::Free)
             };
             let found = first_member(guest, pool, &parked, &view, is_free)?;
-            let address = found.ok_or_else(|| refusal::exhausted(guest, pool, &refused, &view))?;
-            let new = Assigned { address, managed: pool.managed, pool: Some(pool.name.clone()) };
-            let with_it: Vec<Assigned> = assigned.iter().cloned().chain([new]).collect();
-            match self.record(guest, &with_it, make) {
-                Ok(devices) => break (address, devices),
-                // Another guest was faster, or the plan knows more of the device than the choice did.
-                Err(Refusal { device: Some(device), why, .. }) if device == address => _ = refused.insert(device, why),
-                Err(refusal) => return Err(refusal.why),
-            }
+            found.map(|address| vec![(pool, address)]).ok_or_else(|| refusal::exhausted(guest, pool, refused, &view))
         };
+        let (chosen, devices) = until_accepted(choose, |chosen| {
+            let new = chosen.iter().map(|(pool, address)| pool.assigned(*address));
+            self.record(guest, &assigned.iter().cloned().chain(new).collect::<Vec<_>>(), make)
+        })?;
         let new = devices.iter().filter(|held| before.held(held.address).is_none());
         self.detach_all(guest, new, |hanging| match &before.qemu {
             Some(qemu) => self.drop_surplus(guest, &assigned, qemu, hanging, &turn).map(drop),
             None => Ok(()),
         })?;
         self.notify_reconciler(guest);
-        Ok(address)
+        Ok(chosen[0].1)
     }
 
     /// Reattaches what was detached for devices that a running guest does not have, or has no more. `has` finds out
@@ -124,7 +120,7 @@ impl Leases<'_> {
         for device in assigned {
             groups.extend(sysfs::identity(self.host, device.address)?.and_then(|device| device.group));
         }
-        let (mut kept, mut surplus) = (Vec::new(), Vec::new());
+        let mut kept = Vec::new();
         for held in &lease.devices {
             let device = sysfs::identity(self.host, held.address)?;
             let is_own = assigned.iter().any(|device| device.address == held.address);
@@ -137,15 +133,13 @@ impl Leases<'_> {
                 kept.push(held.clone());
             } else if is_of_group {
                 kept.push(HeldDevice { role: Role::Sibling, ..held.clone() });
-            } else {
-                surplus.push(held.clone());
             }
         }
-        if surplus.is_empty() && kept == lease.devices {
+        if kept == lease.devices {
             self.store.lock()?.clear_attention(guest)?;
             return Ok(false);
         }
-        self.reattach_all(guest, &lease, &surplus, kept, true, hanging)?;
+        self.reattach_all(Part { guest, lease: &lease, kept, libvirt: Libvirt::Done, hanging })?;
         self.store.lock()?.clear_attention(guest)?;
         Ok(true)
     }

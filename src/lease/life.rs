@@ -3,6 +3,7 @@
 
 use host::libvirt::runtime;
 use host::paths::Host;
+use host::pci::bind::Libvirt;
 use host::process;
 use model::lease::{HeldDevice, Lease, LeaseState};
 use std::time::Duration;
@@ -26,6 +27,9 @@ pub trait Life {
 
     /// Whether the libvirtd that asked for this lease still runs. If not, no start will be finished or undone.
     fn libvirt_lives(&self, host: &Host) -> bool;
+
+    /// How far libvirt is with the devices of a guest that is gone.
+    fn libvirt(&self, host: &Host) -> Libvirt;
 }
 
 /// Its maker may have to end before the start begins, as `vfpool rewrite` does; so time alone decides.
@@ -55,5 +59,10 @@ impl Life for Lease {
 
     fn libvirt_lives(&self, host: &Host) -> bool {
         self.starter.as_ref().is_some_and(|starter| process::is_alive(host, starter))
+    }
+
+    fn libvirt(&self, host: &Host) -> Libvirt {
+        let is_at_work = self.state != LeaseState::Returning && self.libvirt_lives(host);
+        if is_at_work { Libvirt::AtWork } else { Libvirt::Done }
     }
 }

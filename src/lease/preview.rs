@@ -5,12 +5,11 @@
 use crate::Leases;
 use crate::gather::Facts;
 use crate::life::Life;
-use crate::refusal::missing_devices;
 use crate::view::View;
+use host::pci::bind::Libvirt;
 use host::pci::sysfs::PciView;
-use model::address::PciAddress;
 use model::device::PciDevice;
-use model::domain::{Assigned, Domain, Hostdev as Element};
+use model::domain::Assigned;
 use model::error::Result;
 use model::lease::{HeldDevice, LeaseState, Role};
 use model::plan::{Answer, OwnerState, Refusal, Scene, plan};
@@ -38,25 +37,12 @@ pub struct Acquired {
 }
 
 impl Leases<'_> {
-    /// What libvirt's `prepare` would do for a guest that does not run.
+    /// What libvirt's `prepare` would do for a guest that does not run and has these devices. One that is only thought
+    /// of has no name.
     ///
     /// # Errors
-    /// The start would be refused: the reason, word for word.
-    pub fn preview(&self, view: &View, guest: &str, domain: &Domain) -> Result<Preview> {
-        let assigned = domain.assigned();
-        missing_devices(domain)?;
-        if self.has_no_devices(guest, &assigned) {
-            return Ok(Preview { taken: Some(Vec::new()), ..Preview::default() });
-        }
-        let previewed = self.preview_devices(view, Some(guest), &assigned);
-        previewed.map_err(|refusal| self.explain_refusal(guest, &assigned, refusal, view).0)
-    }
-
-    /// What a start with these devices would do. A guest that is only thought of has no name.
-    ///
-    /// # Errors
-    /// Why it would be refused, before that is put into words for pools.
-    pub fn preview_devices(&self, view: &View, guest: Option<&str>, assigned: &[Assigned]) -> Result<Preview, Refusal> {
+    /// Why it would be refused, before [`explain_refusal`](Self::explain_refusal).
+    pub fn preview(&self, view: &View, guest: Option<&str>, assigned: &[Assigned]) -> Result<Preview, Refusal> {
         let own = guest.map_or(Ok(None), |guest| view.lease(guest))?;
         let is_left = own.is_some_and(|lease| lease.state != LeaseState::Reserved);
         let mut left_by: Vec<String> = guest.filter(|_| is_left).map(str::to_owned).into_iter().collect();
@@ -97,7 +83,7 @@ impl Leases<'_> {
     /// Whether that is known, as the VFs of a PF are yet to be made.
     fn suppose_reattached(&self, view: &View, scene: &mut Scene, gone: &str, is_over: bool) -> Result<bool> {
         let Some(lease) = view.lease(gone)? else { return Ok(true) };
-        let is_over = is_over || lease.state == LeaseState::Returning || !lease.libvirt_lives(self.host);
+        let is_over = is_over || lease.libvirt(self.host) == Libvirt::Done;
         for function in scene.functions.values_mut() {
             let Some(owner) = function.owner.as_mut().filter(|owner| owner.guest == gone) else { continue };
             let Some(held) = owner.held.take() else { continue };
@@ -115,19 +101,5 @@ impl Leases<'_> {
             device.in_vfio_use = false;
         }
         Ok(lease.devices.iter().all(|held| held.role != Role::Vf))
-    }
-
-    /// The devices that `vfpool start` and the filters would choose for a guest's requests now.
-    ///
-    /// # Errors
-    /// Why they would not start it.
-    pub fn preview_choice<'d>(
-        &self,
-        view: &View,
-        guest: &str,
-        domain: &'d Domain,
-    ) -> Result<Vec<(&'d Element, PciAddress)>> {
-        missing_devices(domain)?;
-        self.choose_by(guest, domain, view, |assigned| self.preview_devices(view, Some(guest), assigned).map(drop))
     }
 }

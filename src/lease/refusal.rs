@@ -20,7 +20,7 @@ pub(crate) const NAMED: usize = 8;
 impl Leases<'_> {
     /// Puts a refusal into words. Of a pooled device it tells how the pool stands. Beside the words: what the
     /// reconciler is to do about it.
-    pub(super) fn explain_refusal(
+    pub fn explain_refusal(
         &self,
         guest: &str,
         assigned: &[Assigned],

@@ -2,8 +2,9 @@
 
 use crate::Leases;
 use crate::life::Life;
-use crate::stop::Occasion;
+use crate::stop::{Occasion, Part};
 use host::guard;
+use host::pci::bind::Libvirt;
 use host::pci::sysfs;
 use model::address::PciAddress;
 use model::error::{Error, Result};
@@ -15,9 +16,8 @@ impl Leases<'_> {
     /// Reattaches what a guest that does not run still holds; only `device` and its IOMMU group, if one is given.
     /// Returns a line that says so.
     ///
-    /// `force`: whatever libvirt may still be about to do for this guest, it is over. A device that somebody has open
-    /// stays.
-    pub fn release_by_admin(&self, guest: &str, device: Option<PciAddress>, force: bool) -> Result<String> {
+    /// `libvirt`: what the admin knows of it beyond the lease. A device that a program has open stays.
+    pub fn release_by_admin(&self, guest: &str, device: Option<PciAddress>, libvirt: Libvirt) -> Result<String> {
         let nothing = || Error::new("it holds nothing; see `vfpool list`");
         if !self.store.has_lease(guest) && self.store.attention(guest)?.is_none() {
             return Err(nothing());
@@ -32,7 +32,7 @@ impl Leases<'_> {
                 }
                 return Err(nothing());
             };
-            self.expect_over(guest, &lease, force)?;
+            self.expect_over(guest, &lease, libvirt)?;
             lease.devices = locked.owned(guest, lease.devices)?;
             lease
         };
@@ -41,16 +41,16 @@ impl Leases<'_> {
             self.expect_closed(held)?;
         }
         let addresses: Vec<PciAddress> = wanted.iter().map(|held| held.address).collect();
+        let kept: Vec<HeldDevice> = lease.devices.iter().filter(|held| !wanted.contains(held)).cloned().collect();
         if lease.state == LeaseState::Reserved {
             // Nothing of it was touched yet.
-            let kept = lease.devices.iter().filter(|held| !wanted.contains(held)).cloned().collect();
             self.store.lock()?.settle(guest, &lease, kept, None)?;
-        } else if wanted.len() == lease.devices.len() {
-            self.reattach(guest, &turn, if force { Occasion::Release } else { Occasion::Retry })?;
+        } else if kept.is_empty() {
+            let occasion = if libvirt == Libvirt::Done { Occasion::Release } else { Occasion::Retry };
+            self.reattach(guest, &turn, occasion)?;
         } else {
-            let kept = lease.devices.iter().filter(|held| !wanted.contains(held)).cloned().collect();
-            let is_over = force || lease.state == LeaseState::Returning || !lease.libvirt_lives(self.host);
-            self.reattach_all(guest, &lease, &wanted, kept, is_over, None)?;
+            let libvirt = if libvirt == Libvirt::Done { libvirt } else { lease.libvirt(self.host) };
+            self.reattach_all(Part { guest, lease: &lease, kept, libvirt, hanging: None })?;
         }
         let left = if self.host.is_dry() { None } else { self.lease(guest)? };
         let left = left.iter().flat_map(|lease| &lease.devices).find(|held| addresses.contains(&held.address));
@@ -69,14 +69,14 @@ impl Leases<'_> {
     }
 
     /// A guest that uses its devices, or is about to, keeps them.
-    fn expect_over(&self, guest: &str, lease: &Lease, force: bool) -> Result<()> {
+    fn expect_over(&self, guest: &str, lease: &Lease, libvirt: Libvirt) -> Result<()> {
         let quoted = shell_word(guest);
         if lease.is_running(self.host, guest) {
             let pid = lease.qemu.as_ref().map_or_else(String::new, |qemu| format!(" (QEMU is process {})", qemu.pid));
             return Err(Error::new(format!("it runs{pid}, and has its devices"))
                 .remedy(format!("Stop it first: virsh destroy {quoted}")));
         }
-        if lease.state == LeaseState::Pending && lease.libvirt_lives(self.host) && !force {
+        if lease.state == LeaseState::Pending && lease.libvirt_lives(self.host) && libvirt == Libvirt::AtWork {
             let pid = lease.starter.as_ref().map_or(0, |starter| starter.pid);
             return Err(Error::new(format!("it is being started by libvirtd (process {pid})"))
                 .remedy(format!("If `virsh domstate {quoted}` says that it is not, say --force")));

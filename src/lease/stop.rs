@@ -4,24 +4,36 @@ use crate::Leases;
 use crate::life::Life;
 use crate::records::Turn;
 use host::libvirt::runtime;
+use host::pci::bind::Libvirt;
 use model::address::PciAddress;
 use model::error::{Error, Result};
 use model::lease::{HeldDevice, Lease, LeaseState, Role};
+use std::collections::BTreeSet;
 
 /// When devices are reattached.
 #[derive(Clone, Copy)]
 pub(super) enum Occasion {
     /// A start fails here; libvirt undoes its part after that, and tells us by `release`.
     Undo {
-        /// The device of a call that hangs. The write still hangs in the kernel and may take effect
-        /// later, so the device is not touched and stays on record. The child that makes the call holds the guest's
-        /// turn until then.
+        /// As of a [`Part`].
         hanging: Option<PciAddress>,
     },
     /// libvirt says that the guest is gone, and has done its part.
     Release,
     /// No event: reattach only if the guest no longer runs.
     Retry,
+}
+
+/// The devices of a lease that are to be reattached: all but those that are kept.
+pub(super) struct Part<'a> {
+    pub(super) guest: &'a str,
+    pub(super) lease: &'a Lease,
+    /// What the lease is to have afterwards.
+    pub(super) kept: Vec<HeldDevice>,
+    pub(super) libvirt: Libvirt,
+    /// The device of a call that hangs. The write still hangs in the kernel and may take effect later, so the device
+    /// is not touched and stays on record. The child that makes the call holds the guest's turn until then.
+    pub(super) hanging: Option<PciAddress>,
 }
 
 impl Leases<'_> {
@@ -58,23 +70,17 @@ impl Leases<'_> {
             lease
         };
         let hanging = if let Occasion::Undo { hanging } = occasion { hanging } else { None };
-        let is_over = lease.state == LeaseState::Returning;
-        self.reattach_all(guest, &lease, &lease.devices, Vec::new(), is_over, hanging)
+        let libvirt = if lease.state == LeaseState::Returning { Libvirt::Done } else { Libvirt::AtWork };
+        self.reattach_all(Part { guest, lease: &lease, kept: Vec::new(), libvirt, hanging })
     }
 
-    /// Reattaches some of a lease's devices, in reverse, and writes down what is left: `kept`, and what could not go.
-    pub(super) fn reattach_all(
-        &self,
-        guest: &str,
-        lease: &Lease,
-        devices: &[HeldDevice],
-        mut kept: Vec<HeldDevice>,
-        libvirt_done: bool,
-        hanging: Option<PciAddress>,
-    ) -> Result<()> {
+    /// Reattaches devices of a lease, in reverse, and writes down what is left: what is kept, and what could not go.
+    pub(super) fn reattach_all(&self, part: Part) -> Result<()> {
+        let Part { guest, lease, mut kept, libvirt, hanging } = part;
         let binder = self.binder(guest);
         let mut failure = None;
-        for held in devices.iter().rev() {
+        let is_kept: BTreeSet<PciAddress> = kept.iter().map(|held| held.address).collect();
+        for held in lease.devices.iter().rev().filter(|held| !is_kept.contains(&held.address)) {
             // VFs come back only with their PF, which stands behind them.
             let result = if held.role == Role::Vf && kept.iter().any(|kept: &HeldDevice| kept.numvfs > 0) {
                 Ok(false)
@@ -85,7 +91,7 @@ impl Leases<'_> {
                     held.address
                 )))
             } else {
-                binder.reattach(held, libvirt_done)
+                binder.reattach(held, libvirt)
             };
             if !matches!(result, Ok(true)) {
                 kept.insert(0, held.clone());

@@ -22,7 +22,7 @@ pub(super) fn explain(host: &Host, leases: &Leases, view: &View, address: PciAdd
     // As a guest has it that asks its pool for it; of no pool, as one that names it.
     let fixed = Assigned { address, managed: true, pool: None };
     let assigned = [pool.map_or(fixed, |pool| pool.assigned(address))];
-    let forecast = leases.preview_devices(view, None, &assigned);
+    let forecast = leases.preview(view, None, &assigned);
     let Some(found) = device else {
         return Err(match forecast {
             // These words tell who has taken it away, if anybody has.

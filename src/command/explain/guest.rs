@@ -69,11 +69,17 @@ pub(super) fn explain(host: &Host, leases: &Leases, view: &View, name: &str) -> 
         });
     }
     if is_off {
-        guest.start = Some(match leases.preview(view, name, &domain) {
+        let expected = missing_devices(&domain).map(drop);
+        let assigned = domain.assigned();
+        let forecast = expected.clone().and_then(|()| {
+            let forecast = leases.preview(view, Some(name), &assigned);
+            forecast.map_err(|refusal| leases.explain_refusal(name, &assigned, refusal, view).0)
+        });
+        guest.start = Some(match forecast {
             Ok(forecast) => Start::foreseen(host, view, forecast)?,
             Err(why) => Start::refused(&why),
         });
-        guest.chosen = chosen(leases, view, name, &domain);
+        guest.chosen = chosen(leases, view, name, &domain, expected);
     }
     Ok(guest)
 }
@@ -82,7 +88,7 @@ pub(super) fn explain(host: &Host, leases: &Leases, view: &View, name: &str) -> 
 fn foreseen(leases: &Leases, view: &View, guest: &str, domain: &Domain, device: &Hostdev) -> (Verdict, Option<String>) {
     let pool = domain.request_for(device).map(|request| request.pool.clone());
     let assigned = [Assigned { address: device.address, managed: device.managed, pool }];
-    match leases.preview_devices(view, Some(guest), &assigned) {
+    match leases.preview(view, Some(guest), &assigned) {
         Ok(Preview { taken: None, .. }) => (Verdict::Left, None),
         Ok(_) => (Verdict::Free, None),
         Err(refusal) => (Verdict::Refused, Some(refusal.why.to_string())),
@@ -96,11 +102,13 @@ fn had(lease: Option<&Lease>, device: &Hostdev) -> (Verdict, Option<String>) {
     (Verdict::Own, (!is_leased).then(|| unknown.to_owned()))
 }
 
-fn chosen(leases: &Leases, view: &View, guest: &str, domain: &Domain) -> Option<Chosen> {
+/// What `vfpool start` and the filters would choose for the guest's requests now.
+fn chosen(leases: &Leases, view: &View, guest: &str, domain: &Domain, expected: Result<()>) -> Option<Chosen> {
     if domain.requests.is_empty() {
         return None;
     }
-    Some(match leases.preview_choice(view, guest, domain) {
+    let decide = |assigned: &[Assigned]| leases.preview(view, Some(guest), assigned).map(drop);
+    Some(match expected.and_then(|()| leases.choose(guest, domain, view, decide)) {
         Err(why) => Chosen { devices: Vec::new(), refusal: Some(why.to_string()) },
         Ok(chosen) => {
             let choice = |(device, address): (&Hostdev, _)| {

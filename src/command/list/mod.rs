@@ -19,6 +19,7 @@ use lease::availability::Standing;
 use lease::life::Life;
 use lease::records::Records;
 use model::address::PciAddress;
+use model::device::PciDevice;
 use model::domain::Assigned;
 use model::error::{Error, Result};
 use model::lease::{LeaseState, Role};
@@ -81,15 +82,9 @@ pub struct PfView {
     /// Its network interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netdev: Option<String>,
-    /// Its driver.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub driver: Option<String>,
-    /// Its IOMMU group.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub iommu_group: Option<u32>,
-    /// Its NUMA node, where the machine has several.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub numa_node: Option<u32>,
+    /// What is known of it while it is there.
+    #[serde(flatten)]
+    pub found: Found,
     /// The guest that has the PF itself; its VFs are gone as long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guest: Option<String>,
@@ -102,12 +97,10 @@ pub struct PfView {
     pub devices: Vec<DeviceView>,
 }
 
-/// A device.
-#[derive(Debug, Clone, Serialize)]
+/// A PCI function as the host has it; all absent if it is missing.
+#[derive(Debug, Clone, Default, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct DeviceView {
-    /// Where it is.
-    pub address: PciAddress,
+pub struct Found {
     /// Its driver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
@@ -117,6 +110,17 @@ pub struct DeviceView {
     /// Its NUMA node, where the machine has several; a VF is where its PF is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub numa_node: Option<u32>,
+}
+
+/// A device.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DeviceView {
+    /// Where it is.
+    pub address: PciAddress,
+    /// What is known of it while it is there.
+    #[serde(flatten)]
+    pub found: Found,
     /// Its pool; among groups only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
@@ -376,9 +380,7 @@ impl View<'_> {
                 name: name.to_string(),
                 address: Some(pf.address),
                 netdev: pf.ports.into_iter().next(),
-                driver: device.as_ref().and_then(|device| device.driver.clone()),
-                iommu_group: device.and_then(|device| device.group),
-                numa_node: self.numa_node(pf.address),
+                found: self.found(pf.address, device),
                 guest,
                 missing,
                 why: None,
@@ -391,9 +393,7 @@ impl View<'_> {
                     name: name.to_string(),
                     address: None,
                     netdev: None,
-                    driver: None,
-                    iommu_group: None,
-                    numa_node: None,
+                    found: Found::default(),
                     guest: None,
                     missing: if let Vfs::Count(count) = vfs { count } else { 1 },
                     why: Some(why),
@@ -412,23 +412,18 @@ impl View<'_> {
         let device = self.snapshot.identity(address).ok().flatten();
         let state =
             self.state(address).unwrap_or_else(|error| DeviceState::Attention { guest: None, why: error.to_string() });
-        let pf = device.as_ref().and_then(|device| device.physfn);
-        let view = DeviceView {
-            address,
-            iommu_group: device.as_ref().and_then(|device| device.group),
-            driver: device.and_then(|device| device.driver),
-            numa_node: self.numa_node(pf.unwrap_or(address)),
-            pool: None,
-            state,
-        };
+        let view = DeviceView { address, found: self.found(address, device), pool: None, state };
         self.devices.borrow_mut().insert(address, view.clone());
         view
     }
 
-    fn numa_node(&self, address: PciAddress) -> Option<u32> {
+    fn found(&self, address: PciAddress, device: Option<PciDevice>) -> Found {
+        let place = device.as_ref().and_then(|device| device.physfn).unwrap_or(address);
         let mut known = self.numa.borrow_mut();
         // Nothing hangs on it.
-        *known.entry(address).or_insert_with(|| sysfs::numa_node(self.host, address).ok().flatten())
+        let numa_node = *known.entry(place).or_insert_with(|| sysfs::numa_node(self.host, place).ok().flatten());
+        let (driver, iommu_group) = device.map_or((None, None), |device| (device.driver, device.group));
+        Found { driver, iommu_group, numa_node }
     }
 
     fn state(&self, address: PciAddress) -> Result<DeviceState> {
@@ -513,7 +508,7 @@ impl View<'_> {
             if let (true, Some(pool)) = (has_no_lease, pfs.get(&address)) {
                 device.state = DeviceState::InUse { by: format!("its VFs are pool '{pool}'") };
             }
-            groups.entry(device.iommu_group).or_default().push(device);
+            groups.entry(device.found.iommu_group).or_default().push(device);
         }
         if of_members {
             groups.retain(|_, devices| devices.iter().any(|device| device.pool.is_some()));

@@ -144,8 +144,8 @@ impl PfView {
                 if self.missing > 1 { format!("missing, with its {} VFs", self.missing) } else { "missing".into() };
             return fold(out, &front.to_string(), STATE, colour(AnsiColor::Red), &missing);
         };
-        let group = group(self.iommu_group);
-        let front = Columns { indent: 2, name: &address, driver: self.driver.as_deref(), group: Some(&group) };
+        let group = group(self.found.iommu_group);
+        let front = Columns { indent: 2, name: &address, driver: self.found.driver.as_deref(), group: Some(&group) };
         let there = self.devices.len() as u64;
         let vfs = match self.missing {
             0 => count(there, "VF"),
@@ -153,7 +153,7 @@ impl PfView {
         };
         let netdev = self.netdev.as_ref().map_or_else(String::new, |netdev| format!("{}, ", one_line(netdev)));
         let guest = self.guest.as_ref().map_or_else(String::new, |guest| format!(", leased to {}", one_line(guest)));
-        let text = format!("{netdev}{vfs}{}{guest}", numa(self.numa_node));
+        let text = format!("{netdev}{vfs}{}{guest}", numa(self.found.numa_node));
         let style = if self.missing > 0 { colour(AnsiColor::Red) } else { Style::new() };
         fold(out, &front.to_string(), STATE, style, &text)
     }
@@ -161,17 +161,17 @@ impl PfView {
 
 impl DeviceView {
     fn show(&self, indent: usize, out: &mut dyn Write) -> fmt::Result {
-        let group = group(self.iommu_group);
-        let front = Columns { indent, name: &self.address, driver: self.driver.as_deref(), group: Some(&group) };
+        let group = group(self.found.iommu_group);
+        let front = Columns { indent, name: &self.address, driver: self.found.driver.as_deref(), group: Some(&group) };
         // A VF is where its PF is.
-        let numa = if indent == 2 { numa(self.numa_node) } else { String::new() };
+        let numa = if indent == 2 { numa(self.found.numa_node) } else { String::new() };
         fold(out, &front.to_string(), STATE, self.state.style(), &format!("{}{numa}", self.state))
     }
 
     fn show_in_group(&self, out: &mut dyn Write) -> fmt::Result {
-        let front = Columns { indent: 2, name: &self.address, driver: self.driver.as_deref(), group: None };
+        let front = Columns { indent: 2, name: &self.address, driver: self.found.driver.as_deref(), group: None };
         let pool = self.pool.as_ref().map_or_else(String::new, |pool| format!(", pool {}", one_line(pool)));
-        let text = format!("{}{pool}{}", self.state, numa(self.numa_node));
+        let text = format!("{}{pool}{}", self.state, numa(self.found.numa_node));
         fold(out, &front.to_string(), STATE - GROUP - 2, self.state.style(), &text)
     }
 }

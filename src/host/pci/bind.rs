@@ -53,6 +53,15 @@ fn to_vfio(device: &PciDevice) -> Vec<Step> {
     set.into_iter().chain(unbind).chain([Step::Probe]).collect()
 }
 
+/// How far libvirt is with the managed devices of a guest that is gone, or of a start that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Libvirt {
+    /// It may still reattach them itself.
+    AtWork,
+    /// It has done so, or never will.
+    Done,
+}
+
 /// Detaches and reattaches the devices of one host.
 pub struct Binder<'a> {
     /// The host.
@@ -130,16 +139,16 @@ impl Binder<'_> {
         Ok(())
     }
 
-    /// Reattaches a device as it was found. While libvirt may still reattach its managed devices (`libvirt_done` is
-    /// false), a managed device is left alone: `Ok(false)` means that libvirt has not reattached it yet.
-    pub fn reattach(&self, held: &HeldDevice, libvirt_done: bool) -> Result<bool> {
+    /// Reattaches a device as it was found. While libvirt may still reattach its managed devices, a managed device is
+    /// left alone: `Ok(false)` means that libvirt has not reattached it yet.
+    pub fn reattach(&self, held: &HeldDevice, libvirt: Libvirt) -> Result<bool> {
         let Some(device) = self.find(held)? else {
             if held.role != Role::Vf {
                 self.log.warning(format_args!("{} of {} is gone; nothing to reattach", held.address, self.user));
             }
             return Ok(true);
         };
-        if held.role == Role::Managed && !libvirt_done && device.driver != held.driver {
+        if held.role == Role::Managed && libvirt == Libvirt::AtWork && device.driver != held.driver {
             return Ok(false);
         }
         if self.restore_driver(&device, held)? {
