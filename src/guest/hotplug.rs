@@ -24,11 +24,15 @@ impl Session<'_> {
         }
         // virsh takes a name also for an id; a UUID for nothing else.
         let uuid = self.defined(guest).map(|domain| domain.uuid);
-        let domain = Domain::parse(self.virsh.read(&["dumpxml", uuid.as_deref().unwrap_or(guest)], "")?.as_bytes())?;
+        let domain = self.dump(uuid.as_deref().unwrap_or(guest))?;
         if domain.name == guest {
             return Ok(domain);
         }
         Err(Error::new(format!("virsh takes this name for guest '{}'", domain.name)))
+    }
+
+    fn dump(&self, uuid: &str) -> Result<Domain> {
+        Domain::parse(self.virsh.read(&["dumpxml", uuid], "")?.as_bytes())
     }
 
     fn runs(&self, guest: &str) -> bool {
@@ -54,13 +58,13 @@ impl Session<'_> {
             self.log.info(format_args!("virsh metadata {uuid} ... --live: a request of pool '{}'", pool.name));
             return Ok((address, text));
         }
-        let attached = self.note(guest, address, &pool.name);
+        let attached = self.note(uuid, address, &pool.name);
         attached.map(|text| (address, text)).map_err(|error| self.unplug(guest, address, &error))
     }
 
     /// Writes the request for a new device of a running guest into its metadata; returns the device's element.
-    fn note(&self, guest: &str, address: PciAddress, pool: &str) -> Result<String> {
-        let domain = self.live(guest)?;
+    fn note(&self, uuid: &str, address: PciAddress, pool: &str) -> Result<String> {
+        let domain = self.dump(uuid)?;
         let device = domain.devices.iter().find(|device| device.address == address);
         let device =
             device.ok_or_else(|| Error::new(format!("libvirt has attached {address}, and does not show it")))?;
