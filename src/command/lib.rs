@@ -24,14 +24,21 @@ use cli::{Arguments, Command};
 use host::log::Log;
 use host::paths::Host;
 use model::error::{Error, Result};
-use output::complain;
+use output::{Exit, complain};
 use std::io;
 use std::process::ExitCode;
 
 /// Reads the arguments and does what they say, on the host below `root`. Without a root of its own, only for root: who
 /// has which device, and the guests' definitions, are not for everybody.
 pub fn run(root: Option<std::ffi::OsString>) -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(shown) => {
+            let _ = shown.print();
+            // Help and version are shown so, too.
+            return if shown.use_stderr() { Exit::WrongUse } else { Exit::Done }.into();
+        }
+    };
     let is_real = root.is_none();
     let mut host = Host::new(root.unwrap_or_else(|| "/".into()));
     let mut log = Log::new(&host, "vfpool");
@@ -42,13 +49,14 @@ pub fn run(root: Option<std::ffi::OsString>) -> ExitCode {
         log = if is_rewrite { log.dry_run(io::stderr()) } else { log.dry_run(io::stdout()) };
     }
     let allowed = if is_real { expect_root() } else { Ok(()) };
-    allowed.and_then(|()| dispatch(&host, &log, &arguments.command)).unwrap_or_else(|error| {
+    let exit = allowed.and_then(|()| dispatch(&host, &log, &arguments.command)).unwrap_or_else(|error| {
         complain(&error);
-        ExitCode::FAILURE
-    })
+        Exit::Failed
+    });
+    exit.into()
 }
 
-fn dispatch(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
+fn dispatch(host: &Host, log: &Log, command: &Command) -> Result<Exit> {
     let done = match command {
         Command::Check(arguments) => return check::run(host, log, arguments),
         Command::List(arguments) => list::run(host, log, arguments),
@@ -64,7 +72,7 @@ fn dispatch(host: &Host, log: &Log, command: &Command) -> Result<ExitCode> {
         Command::Release(arguments) => release::run(host, log, arguments),
         Command::Hook(arguments) => hook::run(host, log, arguments),
     };
-    done.map(|()| ExitCode::SUCCESS)
+    done.map(|()| Exit::Done)
 }
 
 /// Who has what is for root's eyes only, and so are guests' definitions.

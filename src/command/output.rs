@@ -5,6 +5,26 @@ use model::error::{Error, Result};
 use model::text::one_line;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+/// The command's exit statuses. Each says what a script may rely on.
+#[derive(Clone, Copy)]
+pub(crate) enum Exit {
+    /// What was asked for is done. Of `check`: the host is ready; of `explain`: also of a device that is not free.
+    Done = 0,
+    /// Something could not be done, or was refused; standard error says what. Of `check`: the host is not ready.
+    Failed = 1,
+    /// The arguments are wrong, and nothing was looked at.
+    WrongUse = 2,
+    /// Of `check` only: the host is ready, with warnings.
+    Warnings = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
 
 /// A reader that has seen enough (`| head`) is no failure.
 pub(crate) fn written(result: io::Result<()>) -> Result<()> {

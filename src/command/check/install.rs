@@ -1,13 +1,14 @@
 //! What the package brings: the hook and whether libvirtd knows it, units, udev's rule, the state's folder.
 //! Sources: libvirt `docs/hooks.rst`, `src/util/virhook.c` (hooks are looked for at the start and at SIGHUP, and have
-//! to be executable then); systemd.unit(5); udev(7).
+//! to be executable then); udev(7).
 
-use super::{Finding, Id, Severity, boot};
+use super::daemon::{DAEMONS, Daemon};
+use super::systemd::{Systemd, units};
+use super::{Finding, Id, LIMIT, Severity, boot};
 use host::paths::Host;
-use host::{command, files, process};
+use host::{command, files};
 use lease::records::Records;
 use model::text::shell_word;
-use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -24,129 +25,6 @@ pub(super) fn findings(host: &Host, store: &Records) -> Vec<Finding> {
     findings.push(state(host));
     findings.extend(attention(store));
     findings
-}
-
-/// How long another program may take to tell something.
-const LIMIT: Duration = Duration::from_secs(10);
-
-/// The units that have to be enabled.
-const ENABLED: [&str; 4] =
-    ["vfpool-setup.service", "vfpool-setup.path", "vfpool-reconcile.path", "vfpool-definitions.path"];
-
-/// The daemons that may run the hook.
-const DAEMONS: [(&str, &str); 2] = [("virtqemud", "virtqemud-sock"), ("libvirtd", "libvirt-sock")];
-
-/// What systemd knows of units: name to properties. Nothing where there is no systemd to ask.
-struct Systemd(HashMap<String, HashMap<String, String>>);
-
-impl Systemd {
-    fn ask(host: &Host) -> Self {
-        let daemons = DAEMONS.iter().map(|(daemon, _)| format!("{daemon}.service"));
-        let services = ["vfpool-reconcile.service", "vfpool-definitions.service"];
-        let units = ENABLED.iter().chain(&services).map(|unit| (*unit).to_owned()).chain(daemons);
-        let mut command = Command::new(host.path("bin/systemctl"));
-        // Without `-p`: systemd 219 then stops at the first unit that lacks one of the properties.
-        let command = command.arg("show").args(units).env("TZ", "UTC").env("LC_ALL", "C");
-        // One that does not answer is as good as none.
-        let shown = command::communicate(command, b"", LIMIT);
-        let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        let unit = |block: &str| -> Option<(String, HashMap<String, String>)> {
-            let properties = block.lines().filter_map(|line| line.split_once('='));
-            let properties: HashMap<String, String> =
-                properties.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-            Some((properties.get("Id")?.clone(), properties))
-        };
-        Self(shown.split("\n\n").filter_map(unit).collect())
-    }
-
-    fn property(&self, unit: &str, name: &str) -> Option<&str> {
-        self.0.get(unit)?.get(name).map(String::as_str)
-    }
-
-    /// When systemd last started this unit or had it reload; a second is the best it tells. It forgets the run of
-    /// `ExecReload` when it reads its units again, and older ones tell of no change of state.
-    fn reloaded(&self, unit: &str) -> Option<SystemTime> {
-        let run = self.property(unit, "ExecReload").and_then(|run| run.split_once("start_time=[")?.1.split(']').next());
-        let change = self.property(unit, "StateChangeTimestamp");
-        run.into_iter().chain(change).filter_map(Self::time).max()
-    }
-
-    fn time(text: &str) -> Option<SystemTime> {
-        // Thu 2026-11-19 12:02:26 UTC
-        let mut words = text.split_whitespace().skip(1);
-        let numbers = |text: &str, by: char| -> Option<[u64; 3]> {
-            let numbers: Vec<u64> = text.split(by).map(|number| number.parse().ok()).collect::<Option<_>>()?;
-            numbers.try_into().ok()
-        };
-        let ([year, month, day], [hour, minute, second]) = (numbers(words.next()?, '-')?, numbers(words.next()?, ':')?);
-        // Days since 1970-01-01, counted in years that begin in March: leap days come last.
-        let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
-        let days =
-            (year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day).checked_sub(719_469)?;
-        let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;
-        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
-    }
-}
-
-/// The daemon that runs the hook on this host.
-struct Daemon {
-    name: &'static str,
-    /// When it started; `None`: it does not run.
-    since: Option<SystemTime>,
-    /// Whether systemd starts it when a client connects.
-    is_awaited: bool,
-}
-
-impl Daemon {
-    fn find(host: &Host) -> Self {
-        let sockets = files::read(&host.path("proc/net/unix")).unwrap_or_default();
-        // Flags with __SO_ACCEPTCON: a program listens. Without a daemon, that is systemd.
-        let listens = |socket: &str| {
-            let is_it = |line: &str| {
-                let words: Vec<&str> = line.split_whitespace().collect();
-                words.get(3) == Some(&"00010000")
-                    && words.last().is_some_and(|path| path.ends_with(&format!("/{socket}")))
-            };
-            sockets.lines().any(is_it)
-        };
-        let found = DAEMONS.map(|(name, socket)| {
-            let file = host.path(format!("run/{name}.pid"));
-            let pid = files::read(&file).ok().and_then(|pid| pid.parse::<i32>().ok());
-            let is_it = |pid: i32| {
-                let comm = files::read(&host.process(pid).join("comm"));
-                process::with_pid(host, pid).is_some() && comm.is_ok_and(|comm| comm == name)
-            };
-            // libvirt writes the file when it starts.
-            let written = || fs::metadata(&file).and_then(|data| data.modified()).ok();
-            Self { name, since: pid.filter(|pid| is_it(*pid)).and_then(|_| written()), is_awaited: listens(socket) }
-        });
-        let [virtqemud, libvirtd] = found;
-        // Beside virtqemud, libvirt's old socket is only a proxy's.
-        if virtqemud.since.is_some() || virtqemud.is_awaited && libvirtd.since.is_none() { virtqemud } else { libvirtd }
-    }
-
-    fn finding(&self, host: &Host) -> Finding {
-        const ID: Id = Id::Libvirtd;
-        let name = self.name;
-        if self.since.is_some() {
-            return Finding::ok(ID, format!("{name} runs")).shown_by_file(host.path(format!("run/{name}.pid")));
-        }
-        let sockets = host.path("proc/net/unix");
-        if self.is_awaited {
-            return Finding::ok(ID, format!("{name} is started when it is called")).shown_by_file(&sockets);
-        }
-        Finding::failure(ID, format!("{name} is down: no guest can be started; the rest was checked without it"))
-            .shown_by(format!("{} has no socket of libvirt that is listened on", sockets.display()))
-            .cured_by(format!("Run `systemctl start {name}`"))
-    }
-
-    /// A command, and that libvirtd looks again after it.
-    fn then_reload(&self, command: &str) -> String {
-        match self.since {
-            Some(_) => format!("Run `{command} && systemctl reload {}`", self.name),
-            None => format!("Run `{command}`"),
-        }
-    }
 }
 
 fn hook(host: &Host, daemon: &Daemon, systemd: &Systemd) -> Vec<Finding> {
@@ -284,53 +162,6 @@ fn known(host: &Host, hook: &Path, data: &Metadata, daemon: &Daemon, systemd: &S
         ))
         .cured_by(format!("Run `systemctl reload {name}`")),
     )
-}
-
-fn units(host: &Host, systemd: &Systemd) -> Vec<Finding> {
-    const ID: Id = Id::Units;
-    let (ours, admins) = (host.path("usr/lib/systemd/system"), host.path("etc/systemd/system"));
-    let wants: Vec<PathBuf> = files::names(&admins)
-        .unwrap_or_default()
-        .iter()
-        .filter(|name| Path::new(name).extension().is_some_and(|kind| kind == "wants" || kind == "requires"))
-        .map(|name| admins.join(name))
-        .collect();
-    let mut findings = Vec::new();
-    for unit in ENABLED {
-        let failure = |what: &str, shown: PathBuf, remedy: String| {
-            Finding::failure(ID, format!("{unit} {what}")).shown_by_file(shown).cured_by(remedy)
-        };
-        let enable = format!("Run `systemctl enable --now {unit}`");
-        let watches = unit.strip_suffix(".path").is_some();
-        let is_enabled = wants.iter().any(|folder| fs::symlink_metadata(folder.join(unit)).is_ok());
-        if fs::read_link(admins.join(unit)).is_ok_and(|target| target == Path::new("/dev/null")) {
-            let remedy = format!("Run `systemctl unmask {unit} && systemctl enable --now {unit}`");
-            findings.push(failure("is masked", admins.join(unit), remedy));
-        } else if !ours.join(unit).exists() && !admins.join(unit).exists() {
-            findings.push(failure("is not installed", ours.join(unit), boot::reinstall(host)));
-        } else if !is_enabled {
-            findings.push(failure("is not enabled", admins.join("multi-user.target.wants").join(unit), enable));
-        } else if let Some(state) = systemd.property(unit, "ActiveState").filter(|state| watches && *state != "active")
-        {
-            let finding = Finding::failure(ID, format!("{unit} is enabled but not active"));
-            findings.push(finding.shown_by(format!("systemctl: ActiveState={state}")).cured_by(enable));
-        }
-    }
-    for service in ["vfpool-setup.service", "vfpool-reconcile.service", "vfpool-definitions.service"] {
-        let Some(result) = systemd.property(service, "Result").filter(|result| *result != "success") else { continue };
-        findings.push(
-            Finding::warning(ID, format!("The last run of {service} failed"))
-                .shown_by(format!("systemctl: Result={result}"))
-                .cured_by(format!(
-                    "Read `journalctl -u {service}`, mend what it tells, then run `systemctl start {service}`"
-                )),
-        );
-    }
-    if findings.is_empty() {
-        let shown = admins.join("multi-user.target.wants");
-        findings.push(Finding::ok(ID, "The units are enabled").shown_by_file(shown));
-    }
-    findings
 }
 
 fn udev(host: &Host) -> Finding {

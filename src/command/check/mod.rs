@@ -5,12 +5,14 @@
 //! it is run as it stands. What a guest's start would refuse is reported here before the start.
 
 mod boot;
+mod daemon;
 mod guests;
 mod install;
 mod platform;
 mod pools;
+mod systemd;
 
-use crate::output;
+use crate::output::{self, Exit};
 use anstyle::{AnsiColor, Style};
 use host::log::Log;
 use host::paths::Host;
@@ -21,7 +23,7 @@ use serde::Serialize;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::time::Duration;
 use std::{fmt, fs};
 
 /// What was found on a host.
@@ -209,6 +211,9 @@ fn settings_error(host: &Host, error: &Error) -> Finding {
     Finding::failure(Id::Settings, error.to_string()).shown_by_file(&path).cured_by(remedy)
 }
 
+/// How long another program may take to tell something.
+const LIMIT: Duration = Duration::from_secs(10);
+
 /// Whose a file is.
 fn owner(path: &Path) -> Option<u32> {
     fs::metadata(path).ok().map(|data| data.uid())
@@ -227,7 +232,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-pub(crate) fn run(host: &Host, log: &Log, arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(host: &Host, log: &Log, arguments: &Arguments) -> Result<Exit> {
     let report = Report::of(host, log);
     // Removes the colours where no terminal wants them.
     let mut out = anstream::stdout().lock();
@@ -238,9 +243,9 @@ pub(crate) fn run(host: &Host, log: &Log, arguments: &Arguments) -> Result<ExitC
     };
     output::written(written)?;
     Ok(match report.state {
-        Severity::Ok | Severity::Note => ExitCode::SUCCESS,
-        Severity::Warning => ExitCode::from(3),
-        Severity::Failure => ExitCode::FAILURE,
+        Severity::Ok | Severity::Note => Exit::Done,
+        Severity::Warning => Exit::Warnings,
+        Severity::Failure => Exit::Failed,
     })
 }
 
