@@ -160,12 +160,16 @@ impl Call {
             Operation::Started | Operation::Reconnect => {
                 self.domain().and_then(|domain| leases().runs(guest, &domain)).map(|()| None)
             }
+            Operation::Stopped => {
+                leases().stopped(guest);
+                Ok(None)
+            }
             Operation::Release => leases().release(guest).map(|()| None),
             Operation::Migrate | Operation::Restore => self.domain().and_then(|domain| {
                 let resolved = leases().resolve(guest, &domain, Caller::Libvirt)?;
                 Ok(resolved.filter(|resolved| resolved != domain.xml()))
             }),
-            Operation::Stopped | Operation::Attach | Operation::Other => Ok(None),
+            Operation::Attach | Operation::Other => Ok(None),
         };
         handled.map_err(|error| error.during(format_args!("guest '{guest}'")))
     }

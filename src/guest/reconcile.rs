@@ -5,6 +5,7 @@
 use crate::parking::Report;
 use crate::session::Session;
 use crate::start::Options;
+use crate::virsh::Failure;
 use host::libvirt::runtime;
 use host::log::Log;
 use host::paths::Host;
@@ -74,12 +75,32 @@ fn definitions_changed(host: &Host) -> Option<SystemTime> {
     fs::metadata(host.definitions()).and_then(|data| data.modified()).ok()
 }
 
+impl Session<'_> {
+    /// Whether libvirt has ended a guest. A guest that is being started has an id: libvirt gives it one before it calls
+    /// `prepare` (`qemuProcessInit`), and takes it away before `stopped`. It answers when no hook of the guest runs.
+    fn is_off(&self, guest: &str) -> Result<bool> {
+        match self.virsh.read(&["domid", "--domain", guest], "") {
+            Ok(id) => Ok(id.trim() == "-"),
+            Err(Failure::NoGuest(_)) => Ok(true),
+            Err(failure) => Err(Error::from(failure).during(format_args!("guest '{guest}'"))),
+        }
+    }
+}
+
 fn run(host: &Host, log: &Log, entries: &BTreeSet<Entry>, report: Report) -> Result<Vec<Error>> {
     let session = Session::new(host, log);
-    let mut errors = session.leases.reconcile()?;
-    let (mut refused, mut restarts) = (BTreeSet::new(), Vec::new());
     // What could not be ended now keeps no other guest waiting.
     let mut unfinished = None;
+    let mut errors = session.leases.reconcile(|guest| {
+        // During a start, libvirt answers late, and the next `stopped` comes anyway. By hand, all are asked about.
+        let is_due = matches!(report, Report::All) || entries.contains(&Entry::Stopped(guest.to_owned()));
+        is_due
+            && session.is_off(guest).unwrap_or_else(|error| {
+                unfinished = Some(error);
+                false
+            })
+    })?;
+    let (mut refused, mut restarts) = (BTreeSet::new(), Vec::new());
     for entry in entries {
         match entry {
             Entry::Attached { address, guest, pool } => {
@@ -87,7 +108,7 @@ fn run(host: &Host, log: &Log, entries: &BTreeSet<Entry>, report: Report) -> Res
             }
             Entry::Refused(guest) => _ = refused.insert(guest.clone()),
             Entry::Restart(guest) => restarts.push(guest),
-            Entry::Pf(_) | Entry::Setup | Entry::Definitions | Entry::Guest(_) => {}
+            Entry::Pf(_) | Entry::Setup | Entry::Definitions | Entry::Guest(_) | Entry::Stopped(_) => {}
         }
     }
     errors.extend(session.settle()?);

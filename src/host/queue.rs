@@ -39,6 +39,8 @@ pub enum Entry {
     Definitions,
     /// A lease or the definition of this guest changed.
     Guest(String),
+    /// libvirt was about to call `release` for this guest, which had a lease.
+    Stopped(String),
     /// A start of this guest was refused, as the device that its definition points at was in use.
     Refused(String),
     /// This guest is to be started again after a start that was refused.
@@ -64,6 +66,7 @@ impl fmt::Display for Entry {
             Self::Setup => f.write_str("setup"),
             Self::Definitions => f.write_str("definitions"),
             Self::Guest(guest) => write!(f, "guest {guest}"),
+            Self::Stopped(guest) => write!(f, "stopped {guest}"),
             Self::Refused(guest) => write!(f, "refused {guest}"),
             Self::Restart(guest) => write!(f, "restart {guest}"),
             // No guest has a slash in its name.
@@ -85,6 +88,7 @@ impl FromStr for Entry {
             ("setup", "") => Self::Setup,
             ("definitions", "") => Self::Definitions,
             ("guest", guest) => Self::Guest(guest.to_owned()),
+            ("stopped", guest) => Self::Stopped(guest.to_owned()),
             ("refused", guest) => Self::Refused(guest.to_owned()),
             ("restart", guest) => Self::Restart(guest.to_owned()),
             ("attached", rest) => {
@@ -205,6 +209,7 @@ mod tests {
             Entry::Definitions,
             Entry::Guest("web 01".into()),
             Entry::Guest("g".repeat(250)),
+            Entry::Stopped("web 01".into()),
             Entry::Refused("%".repeat(86)),
             Entry::Restart("a\nb".into()),
             attached("web", "net"),

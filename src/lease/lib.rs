@@ -134,7 +134,7 @@ impl<'a> Leases<'a> {
             _ if lease.state == LeaseState::Reserved => {}
             // What cannot go back now stays on record, and may do for this start.
             Caller::Libvirt => _ = self.reattach(guest, &turn, Occasion::Release),
-            Caller::Admin if lease.state.is_held() && lease.libvirt_lives(self.host) => {
+            Caller::Admin if lease.is_between(self.host, guest) => {
                 let what = if lease.state == LeaseState::Pending { "started" } else { "stopped" };
                 let quoted = shell_word(guest);
                 return Err(Error::new(format!("it is just being {what} by libvirt")).remedy(format!(
@@ -157,6 +157,14 @@ impl<'a> Leases<'a> {
         self.acquire(guest, &assigned, &turn)?;
         self.notify_reconciler(guest);
         Ok(())
+    }
+
+    /// libvirt ends a stop, or a start that failed, and calls `release` next. If that is killed before it has recorded
+    /// anything, the reconciler finds it.
+    pub fn stopped(&self, guest: &str) {
+        if self.store.has_lease(guest) {
+            self.wake(&Entry::Stopped(guest.to_owned()));
+        }
     }
 
     /// The guest is gone, or its start was given up; also when that was reported before, or nothing was ever acquired.
@@ -192,14 +200,31 @@ impl<'a> Leases<'a> {
     }
 
     /// Reattaches what guests left that no longer run and that are not being started. Returns what could not be done.
-    pub fn reconcile(&self) -> Result<Vec<Error>> {
+    ///
+    /// `is_off` tells whether libvirt has ended a guest, as far as is known. It is called without any lock, for guests
+    /// that libvirt may just be starting or stopping.
+    pub fn reconcile(&self, mut is_off: impl FnMut(&str) -> bool) -> Result<Vec<Error>> {
         let mut failures = Vec::new();
         let guests = self.store.guests()?.into_iter().chain(self.store.guests_needing_attention()?);
         for guest in guests.collect::<BTreeSet<_>>() {
-            let done = self.turn(&guest).and_then(|turn| self.reattach(&guest, &turn, Occasion::Retry));
+            let done = self.reconcile_guest(&guest, &mut is_off);
             failures.extend(done.err().map(|error| error.during(format_args!("guest '{guest}'"))));
         }
         Ok(failures)
+    }
+
+    fn reconcile_guest(&self, guest: &str, is_off: impl FnOnce(&str) -> bool) -> Result<()> {
+        let asked = self.store.written(guest);
+        let is_between = |lease: Lease| lease.is_between(self.host, guest);
+        let is_off = self.store.lease_or_none(guest).is_some_and(is_between) && is_off(guest);
+        let turn = self.turn(guest)?;
+        // A later start has written its own lease, and a later stop has changed it, before we got the turn.
+        if is_off && self.store.written(guest) == asked {
+            self.log
+                .warning(format_args!("guest '{guest}' is off, and its release did not end; reattaching its devices"));
+            return self.reattach(guest, &turn, Occasion::Release);
+        }
+        self.reattach(guest, &turn, Occasion::Retry)
     }
 
     /// The pools of this host, read when a guest first asks for one.

@@ -22,6 +22,9 @@ pub trait Life {
     /// Whether it is a reservation that was not used in time: there is nothing to reattach.
     fn is_over(&self, host: &Host) -> bool;
 
+    /// Whether libvirt is just starting or stopping the guest, for all that the records say.
+    fn is_between(&self, host: &Host, guest: &str) -> bool;
+
     /// Whether the guest's QEMU runs.
     fn is_running(&self, host: &Host, guest: &str) -> bool;
 
@@ -48,6 +51,10 @@ impl Life for Lease {
 
     fn is_over(&self, host: &Host) -> bool {
         self.state == LeaseState::Reserved && !is_reserved(self, host)
+    }
+
+    fn is_between(&self, host: &Host, guest: &str) -> bool {
+        self.state.is_held() && self.libvirt_lives(host) && !self.is_running(host, guest)
     }
 
     fn is_running(&self, host: &Host, guest: &str) -> bool {

@@ -129,9 +129,15 @@ impl Host {
         self.call(product("vfpool-hook"), arguments, input)
     }
 
-    /// The hook as libvirt calls it.
+    /// The hook as libvirt calls it. A guest has an id from before its start to its end.
     pub fn hook(&self, guest: &str, operation: &str, xml: &str) -> Call<'_> {
         let end = matches!(operation, "release" | "stopped");
+        let active = format!("hw/active.{guest}");
+        if operation == "prepare" {
+            self.put(&active, "");
+        } else if end {
+            self.tree.unlink(&active);
+        }
         self.hook_with(&[guest, operation, if end { "end" } else { "begin" }, "-"], xml.as_bytes())
     }
 

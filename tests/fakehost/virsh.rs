@@ -3,10 +3,11 @@
 //!
 //! | file in the root | what |
 //! |---|---|
-//! | `virsh.trace` | each command, one a line, with the guest's name for its UUID |
+//! | `virsh.trace` | each command but `domid`, one a line, with the guest's name for its UUID |
 //! | `virsh.faults` | what goes wrong, see [`Fault`] |
 //! | `virsh.bug` | a call that no libvirt would survive: its caller holds a lock that hooks take |
 //! | `hw/libvirtd` | the pid of libvirtd |
+//! | `hw/active.GUEST` | libvirt has an id for the guest: from before `prepare` to before `stopped` |
 //! | `hw/keeps-devices/GUEST` | the guest's system refuses a hot-unplug until the fake's own command `eject` |
 //! | `hw/no-reset-nvram` | this virsh is older than libvirt 8.1 |
 //! | `hw/no-guest/GUEST` | the file of that name in `etc/libvirt/qemu` is no guest's |
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
     }
 }
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "help",
     "metadata",
     "detach-device",
@@ -81,6 +82,7 @@ const COMMANDS: [&str; 12] = [
     "dumpxml",
     "managedsave-remove",
     "eject",
+    "domid",
 ];
 
 /// virsh's own rules for one argument that holds whole commands.
@@ -150,7 +152,13 @@ struct Guest {
 
 impl Virsh {
     fn run(&self, words: &[String]) -> ExitCode {
-        let fault = if self.is_admin { None } else { self.fault(&words[0], self.trace(words)) };
+        let fault = if self.is_admin {
+            None
+        } else {
+            self.look_at_locks();
+            let number = if words[0] == "domid" { 0 } else { self.trace(words) };
+            self.fault(&words[0], number)
+        };
         let done = match &fault {
             Some(Fault::Fail(text)) => Err(text.clone()),
             Some(Fault::Killed) => kill_caller(),
@@ -182,7 +190,6 @@ impl Virsh {
 
     /// Notes the command, and returns its number.
     fn trace(&self, words: &[String]) -> usize {
-        self.look_at_locks();
         let mut line = words[0].clone();
         let mut rest = words[1..].iter();
         while let Some(word) = rest.next() {
@@ -278,6 +285,7 @@ impl Virsh {
                     let value = rest.next().ok_or_else(|| format!("expected syntax: {word} <string>"))?;
                     options.values.push((&word[2..], value));
                 }
+                "--domain" => options.positional.extend(rest.next().map(String::as_str)),
                 flag if flag.starts_with("--") => options.flags.push(&flag[2..]),
                 word => options.positional.push(word),
             }
@@ -292,6 +300,12 @@ impl Virsh {
         if words[0] == "help" {
             let newer = if self.tree.path("hw/no-reset-nvram").exists() { "" } else { " [--reset-nvram]" };
             return Ok(format!("  SYNOPSIS\n    {first} <file> [--console] [--paused] [--autodestroy]{newer}\n"));
+        }
+        if words[0] == "domid" {
+            let _lock = self.lock(first);
+            // Also of one without a definition.
+            let is_active = self.is_running(first) || self.tree.path(active(first)).exists();
+            return if is_active { Ok("1\n".to_owned()) } else { self.find(first).map(|_| "-\n".to_owned()) };
         }
         let name = self.find(first)?.name;
         let _lock = self.lock(&name);
@@ -573,6 +587,7 @@ impl Virsh {
 
     /// The part of a start that all its kinds have in common.
     fn boot(&self, name: &str, text: &str) -> Result<()> {
+        self.tree.put(&active(name), "");
         let booted = self.hook(name, "prepare", "begin", text).and_then(|_| {
             let mut taken = String::new();
             for device in devices(text)?.iter().filter(|device| device.managed) {
@@ -605,6 +620,7 @@ impl Virsh {
     }
 
     fn end(&self, name: &str, text: &str) {
+        self.tree.unlink(&active(name));
         let _ = self.hook(name, "stopped", "end", text);
         self.return_taken(name, None);
         self.tree.unlink(&taken_by(name));
@@ -706,6 +722,11 @@ fn pid_file(guest: &str) -> String {
 /// The managed devices that libvirt reattaches, and their drivers.
 fn taken_by(guest: &str) -> String {
     format!("hw/taken/{guest}")
+}
+
+/// Made before `prepare` and removed before `stopped`, also by tests that call the hooks themselves.
+fn active(guest: &str) -> String {
+    format!("hw/active.{guest}")
 }
 
 /// The devices that a running guest was asked to let go of.

@@ -1,7 +1,7 @@
 //! How guests end, or do not: releases in any number, a libvirtd that dies, records that are lost.
 
 use crate::commands::explain::prepare_as_foretold;
-use fakehost::{FIRST, Host, SECOND, asking, domain, domain_with, hostdev, vf};
+use fakehost::{FIRST, Host, SECOND, asking, domain, domain_with, hostdev, vf, wait_until};
 use std::fs::File;
 use std::os::unix::fs::chown;
 use std::time::{Duration, Instant};
@@ -239,26 +239,91 @@ fn a_release_that_gets_no_lock_is_carried_out_later() {
 }
 
 #[test]
-fn a_release_that_is_killed_anywhere_after_its_mark_is_finished_by_the_next_event() {
-    // The third change is the mark itself, after its folder.
-    for step in 3.. {
-        let host = Host::with_pair();
-        let before = host.snapshot();
-        let web = host.guest("web", FIRST);
-        web.prepare().ok();
-        host.trace();
-        let killed = web.hook("release").killed_after(step).run();
-        if killed.code.is_some() {
-            assert!(step > 8, "{step}: it makes some changes");
-            break;
+fn a_release_that_is_killed_anywhere_is_finished_by_the_next_event() {
+    // Before its mark, which is the third change after a lock and a folder, only libvirt knows that the guest is off.
+    let (reconciler, other) = (("the reconciler", 1), ("another guest's event", 4));
+    for ((event, first), has_run) in [(reconciler, false), (reconciler, true), (other, false), (other, true)] {
+        for step in first.. {
+            let host = Host::with_pair();
+            let before = host.snapshot();
+            let web = host.guest("web", FIRST).starts();
+            let web = if has_run { web.runs() } else { web };
+            host.qemu_ends("web");
+            web.hook("stopped").run().ok_silently();
+            web.reattaches();
+            host.trace();
+            let killed = web.hook("release").killed_at(step).run();
+            if killed.code.is_some() {
+                assert!(step > 8, "{step}: it makes some changes");
+                break;
+            }
+            // The child that made the last change may have the turn for a moment longer.
+            let end = Instant::now() + Duration::from_secs(10);
+            while !host.recorded("leases").is_empty() && Instant::now() < end {
+                match event {
+                    "the reconciler" => {
+                        assert_eq!(host.queue(), ["stopped web"], "{step}: systemd starts it");
+                        host.vfpool(&["reconcile", "--queued"]).ok();
+                    }
+                    _ => _ = host.release("nobody", "").ok(),
+                }
+            }
+            host.assert_restored(&before, &format!("killed before change {step}, then {event} ({has_run})"));
         }
-        // The child that made the last change may have the turn for a moment longer.
-        let end = Instant::now() + Duration::from_secs(10);
-        while !host.recorded("leases").is_empty() && Instant::now() < end {
-            host.release("nobody", "").ok();
-        }
-        host.assert_restored(&before, &format!("killed after change {step}"));
     }
+}
+
+#[test]
+fn a_start_that_libvirt_has_not_ended_is_left_alone() {
+    let host = Host::with_pair();
+    let before = host.snapshot();
+    let web = host.guest("web", FIRST).starts();
+    let in_use = host.snapshot();
+    host.reconcile().ok_silently();
+    host.assert_as(&in_use, "while libvirt starts it");
+    // libvirt would answer late.
+    host.virsh_faults("domid fail it is not to be asked now");
+    host.put("run/vfpool/queue/reconcile/guest web", "");
+    host.vfpool(&["reconcile", "--queued"]).ok_silently();
+    host.assert_as(&in_use, "while libvirt starts it");
+    // Nor is it touched while libvirt cannot be asked, and that is tried again.
+    web.hook("stopped").run().ok_silently();
+    host.virsh_faults("domid fail failed to connect to the hypervisor");
+    let failed = host.reconcile();
+    assert_eq!(failed.code, Some(1));
+    assert!(failed.stderr.contains("guest 'web': virsh domid: failed to connect"), "{}", failed.stderr);
+    host.assert_as(&in_use, "while libvirt says nothing");
+    assert_eq!(host.queue(), ["stopped web"]);
+    // A guest that is defined is off, and one that is not is gone.
+    for is_defined in [false, true] {
+        host.virsh_faults("");
+        if is_defined {
+            host.define("web", &web.xml);
+            host.prepare("web", &web.xml).ok();
+            host.hook("web", "stopped", "").run().ok_silently();
+        }
+        web.reattaches();
+        host.reconcile().ok_saying("guest 'web' is off, and its release did not end; reattaching its devices");
+        host.assert_restored(&before, "when it has ended");
+    }
+}
+
+#[test]
+fn a_start_that_begins_when_libvirt_was_asked_about_the_last_is_left_alone() {
+    let host = Host::with_pair();
+    let web = host.guest("web", FIRST);
+    web.prepare().ok();
+    web.hook("stopped").run().ok_silently();
+    host.virsh_faults("domid then touch answered; while [ ! -e go ]; do sleep 0.01; done");
+    let reconciler = host.command(&["reconcile"]).spawn();
+    wait_until("the answer", || host.path("answered").exists());
+    let old = host.get("run/vfpool/leases/web");
+    web.prepare().ok();
+    assert_eq!(host.get("run/vfpool/leases/web"), old, "the new lease reads as the old one");
+    host.put("go", "");
+    reconciler.wait().ok_silently();
+    assert_eq!(host.get("run/vfpool/leases/web"), old);
+    host.assert_viable_without(FIRST, 8);
 }
 
 #[test]
