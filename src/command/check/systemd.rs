@@ -10,9 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-/// The units that have to be enabled.
-const ENABLED: [&str; 4] =
-    ["vfpool-setup.service", "vfpool-setup.path", "vfpool-reconcile.path", "vfpool-definitions.path"];
+/// The units that have to be enabled, and what then starts them.
+const ENABLED: [(&str, &str); 5] = [
+    ("vfpool-setup.service", "multi-user.target"),
+    ("vfpool-setup.path", "multi-user.target"),
+    ("vfpool-reconcile.service", "libvirtd.service"),
+    ("vfpool-reconcile.path", "multi-user.target"),
+    ("vfpool-definitions.path", "multi-user.target"),
+];
 
 /// What systemd knows of units: name to properties. Nothing where there is no systemd to ask.
 pub(super) struct Systemd(HashMap<String, HashMap<String, String>>);
@@ -20,8 +25,8 @@ pub(super) struct Systemd(HashMap<String, HashMap<String, String>>);
 impl Systemd {
     pub(super) fn ask(host: &Host) -> Self {
         let daemons = DAEMONS.iter().map(|(daemon, _)| format!("{daemon}.service"));
-        let services = ["vfpool-reconcile.service", "vfpool-definitions.service"];
-        let units = ENABLED.iter().chain(&services).map(|unit| (*unit).to_owned()).chain(daemons);
+        let units = ENABLED.iter().map(|(unit, _)| *unit).chain(["vfpool-definitions.service"]);
+        let units = units.map(str::to_owned).chain(daemons);
         let mut command = Command::new(host.path("bin/systemctl"));
         // Without `-p`: systemd 219 then stops at the first unit that lacks one of the properties.
         let command = command.arg("show").args(units).env("TZ", "UTC").env("LC_ALL", "C");
@@ -76,7 +81,7 @@ pub(super) fn units(host: &Host, systemd: &Systemd) -> Vec<Finding> {
         .map(|name| admins.join(name))
         .collect();
     let mut findings = Vec::new();
-    for unit in ENABLED {
+    for (unit, starter) in ENABLED {
         let failure = |what: &str, shown: PathBuf, remedy: String| {
             Finding::failure(ID, format!("{unit} {what}")).shown_by_file(shown).cured_by(remedy)
         };
@@ -89,7 +94,8 @@ pub(super) fn units(host: &Host, systemd: &Systemd) -> Vec<Finding> {
         } else if !ours.join(unit).exists() && !admins.join(unit).exists() {
             findings.push(failure("is not installed", ours.join(unit), boot::reinstall(host)));
         } else if !is_enabled {
-            findings.push(failure("is not enabled", admins.join("multi-user.target.wants").join(unit), enable));
+            let link = admins.join(format!("{starter}.wants")).join(unit);
+            findings.push(failure("is not enabled", link, enable));
         } else if let Some(state) = systemd.property(unit, "ActiveState").filter(|state| watches && *state != "active")
         {
             let finding = Finding::failure(ID, format!("{unit} is enabled but not active"));

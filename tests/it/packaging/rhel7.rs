@@ -1,6 +1,7 @@
 //! What RHEL 7 has that no emulated host has: Linux 3.10, libvirt 4.5, and systemd with udev 219.
 
 use fakehost::{Device, Host, NVME, PF, asking, domain_with};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -233,6 +234,40 @@ fn systemd_219_reads_the_units() {
             matches!(fields[..], ["d", path, "0700", "root", "root", "-"] if path.starts_with("/run/vfpool")),
             "{line}"
         );
+    }
+}
+
+/// All that have something to install, and no others.
+#[test]
+fn each_package_enables_the_same_units() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap();
+    let units = fs::read_dir(folder.join("packaging/systemd")).unwrap();
+    let units = units.map(|unit| unit.unwrap().file_name().into_string().unwrap());
+    let to_enable: BTreeSet<String> =
+        units.filter(|unit| read(&format!("packaging/systemd/{unit}")).contains("[Install]\n")).collect();
+    assert!(to_enable.contains("vfpool-reconcile.service"), "{to_enable:?}");
+    for (file, command) in [
+        ("README.md", "systemctl enable "),
+        ("packaging/70-vfpool.preset", "enable "),
+        ("packaging/debian/postinst", "for unit in vfpool-setup.service "),
+        ("packaging/debian/postrm", "for unit in "),
+        ("rpm.spec", "systemctl preset "),
+        ("rpm.spec", "systemctl disable "),
+    ] {
+        let text = read(file);
+        let lines = text.lines().filter(|line| line.trim_start().starts_with(command));
+        let words = lines.flat_map(str::split_whitespace).map(|word| word.trim_end_matches(';'));
+        let named: BTreeSet<String> = words.filter(|word| word.starts_with("vfpool-")).map(str::to_owned).collect();
+        assert_eq!(named, to_enable, "{file}: {command}");
+    }
+    // At each start of libvirt, also one after it has died.
+    let reconcile = Unit::read("vfpool-reconcile.service");
+    for daemon in ["libvirtd.service", "virtqemud.service"] {
+        for key in ["WantedBy", "After"] {
+            let values = reconcile.all(key);
+            assert!(values.iter().any(|value| value.split(' ').any(|unit| unit == daemon)), "{key}: {daemon}");
+        }
     }
 }
 
