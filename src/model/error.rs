@@ -8,8 +8,13 @@ use std::path::Path;
 use std::{fmt, io};
 
 /// A failure, told in one line.
+///
+/// Boxed: a result of most functions here is one of these, and small ones make smaller and faster programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error {
+pub struct Error(Box<Text>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Text {
     reason: String,
     remedy: Option<String>,
 }
@@ -20,7 +25,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error with this message.
     pub fn new(message: impl AsRef<str>) -> Self {
-        Self { reason: one_line(message.as_ref()), remedy: None }
+        Self(Box::new(Text { reason: one_line(message.as_ref()), remedy: None }))
     }
 
     /// "Cannot `verb` `path`: `cause`".
@@ -30,20 +35,23 @@ impl Error {
 
     /// The same error with what to do about it, a sentence of its own.
     #[must_use]
-    pub fn remedy(self, remedy: impl AsRef<str>) -> Self {
-        Self { remedy: Some(one_line(remedy.as_ref())), ..self }
+    pub fn remedy(mut self, remedy: impl AsRef<str>) -> Self {
+        self.0.remedy = Some(one_line(remedy.as_ref()));
+        self
     }
 
     /// The same error with what was being done put before it.
     #[must_use]
-    pub fn during(self, what: impl fmt::Display) -> Self {
-        Self { reason: one_line(&format!("{what}: {}", self.reason)), ..self }
+    pub fn during(mut self, what: impl fmt::Display) -> Self {
+        self.0.reason = one_line(&format!("{what}: {}", self.0.reason));
+        self
     }
 
     /// The same error with what else is so put after it.
     #[must_use]
-    pub fn but(self, what: impl fmt::Display) -> Self {
-        Self { reason: one_line(&format!("{}; {what}", self.reason)), ..self }
+    pub fn but(mut self, what: impl fmt::Display) -> Self {
+        self.0.reason = one_line(&format!("{}; {what}", self.0.reason));
+        self
     }
 
     /// The same error, after what could not be undone when it came up.
@@ -54,19 +62,19 @@ impl Error {
 
     /// What to do about it, if there is anything to do.
     pub fn what_to_do(&self) -> Option<&str> {
-        self.remedy.as_deref()
+        self.0.remedy.as_deref()
     }
 
     /// What went wrong and why, without what to do about it.
     pub fn reason(&self) -> &str {
-        &self.reason
+        &self.0.reason
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)?;
-        self.remedy.iter().try_for_each(|remedy| write!(f, ". {remedy}"))
+        f.write_str(&self.0.reason)?;
+        self.0.remedy.iter().try_for_each(|remedy| write!(f, ". {remedy}"))
     }
 }
 
