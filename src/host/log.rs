@@ -12,9 +12,24 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
+use syslog::{Facility, LogFormat, Logger, LoggerBackend, Severity};
 
-type Syslog = Logger<LoggerBackend, Formatter3164>;
+type Syslog = Logger<LoggerBackend, Line>;
+
+/// How a line is sent, by its severity.
+type SendLine = fn(&mut Syslog, &str) -> syslog::Result<()>;
+
+/// A line as RFC 3164 has it, without the time: the daemon puts its own there. The crate's own format has that of UTC.
+struct Line {
+    program: &'static str,
+}
+
+impl LogFormat<&str> for Line {
+    fn format<W: Write>(&self, to: &mut W, severity: Severity, line: &str) -> syslog::Result<()> {
+        let priority = Facility::LOG_DAEMON as u8 | severity as u8;
+        write!(to, "<{priority}>{}[{}]: {line}", self.program, std::process::id()).map_err(syslog::Error::Write)
+    }
+}
 
 /// The way to syslog, or to stderr where there is none.
 pub struct Log {
@@ -38,34 +53,34 @@ impl Log {
 
     /// A change that was made as it should be.
     pub fn info(&self, line: impl Display) {
-        let line = one_line(&line.to_string());
-        if let Some(out) = &self.dry_run {
-            let _ = writeln!(out.borrow_mut(), "{line}");
-        } else if !self.send(|syslog| syslog.info(&line)) {
-            self.complain(&line);
+        match &self.dry_run {
+            Some(out) => _ = writeln!(out.borrow_mut(), "{}", one_line(&line.to_string())),
+            None => self.line(&line, |syslog, line| syslog.info(line)),
         }
     }
 
     /// Something an admin should know of.
     pub fn warning(&self, line: impl Display) {
-        let line = one_line(&line.to_string());
-        if !self.send(|syslog| syslog.warning(&line)) {
-            self.complain(&line);
-        }
+        self.line(&line, |syslog, line| syslog.warning(line));
     }
 
     /// Something that could not be done.
     pub fn error(&self, line: impl Display) {
-        let line = one_line(&line.to_string());
-        if !self.send(|syslog| syslog.err(&line)) {
-            self.complain(&line);
-        }
+        self.line(&line, |syslog, line| syslog.err(line));
     }
 
     /// The reason of a refusal: on stderr, where libvirt takes it from, and in syslog for afterwards.
     pub fn refusal(&self, reason: &Error) {
-        self.complain(&reason.to_string());
-        self.send(|syslog| syslog.err(reason));
+        let reason = reason.to_string();
+        self.complain(&reason);
+        self.send(&reason, |syslog, line| syslog.err(line));
+    }
+
+    fn line(&self, line: &dyn Display, send: SendLine) {
+        let line = one_line(&line.to_string());
+        if !self.send(&line, send) {
+            self.complain(&line);
+        }
     }
 
     fn complain(&self, line: &str) {
@@ -73,21 +88,16 @@ impl Log {
         let _ = writeln!(std::io::stderr(), "{}: {line}", self.program);
     }
 
-    fn send(&self, write: impl FnOnce(&mut Syslog) -> syslog::Result<()>) -> bool {
+    /// Whether syslog has the line now. A dry run's goes to stderr only.
+    fn send(&self, line: &str, send: SendLine) -> bool {
         if self.dry_run.is_some() {
             return false;
         }
         let syslog = self.syslog.get_or_init(|| {
-            let formatter = Formatter3164 {
-                facility: Facility::LOG_DAEMON,
-                hostname: None,
-                process: self.program.to_owned(),
-                pid: std::process::id(),
-            };
             let backend = LoggerBackend::Unix(connect(&self.socket).ok()?);
-            Some(RefCell::new(Logger { formatter, backend }))
+            Some(RefCell::new(Logger::new(backend, Line { program: self.program })))
         });
-        syslog.as_ref().is_some_and(|syslog| write(&mut syslog.borrow_mut()).is_ok())
+        syslog.as_ref().is_some_and(|syslog| send(&mut syslog.borrow_mut(), line).is_ok())
     }
 }
 
