@@ -78,9 +78,3 @@ pub(crate) fn attribute(path: &Path) -> Result<Option<String>> {
         Err(cause) => Err(Error::io("read", path, &cause)),
     }
 }
-
-/// An attribute that each device has.
-pub(crate) fn required<T: TryFrom<u32>>(path: &Path) -> Result<T> {
-    let text = attribute(path)?.ok_or_else(|| Error::io("read", path, &io::ErrorKind::NotFound.into()))?;
-    number(path, &text)
-}

@@ -87,8 +87,7 @@ impl Leases<'_> {
                 None => Role::Sibling,
             };
             if device.is_endpoint() && !(device.is_bridge() && role == Role::Sibling) {
-                sysfs::expect_answer(self.host, &device, self.settings.deadline())?;
-                found.extend(pci.device(address)?.map(|device| (device, role)));
+                found.push((sysfs::with_driver_state_within(self.host, device, self.settings.deadline())?, role));
             }
         }
         Ok(found)

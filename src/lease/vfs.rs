@@ -252,8 +252,7 @@ impl<'a> Setup<'a> {
     fn pf_device(&self, pf: &Pf) -> Result<PciDevice> {
         let gone = || Error::new(format!("Cannot set up {}: it went away ({})", pf.address, pf.at));
         let device = self.device(pf.address)?.ok_or_else(gone)?;
-        sysfs::expect_answer(self.host, &device, self.limit)?;
-        sysfs::with_driver_state(self.host, device)
+        sysfs::with_driver_state_within(self.host, device, self.limit)
     }
 
     fn vfs_of(&self, pf: &Pf) -> Result<Vec<PciDevice>> {
@@ -397,15 +396,12 @@ impl<'a> Setup<'a> {
         if device.on_vfio || self.guest_with(vf)?.is_some() {
             return Ok(Bound::Already);
         }
-        if device.on_host_driver() {
-            sysfs::expect_answer(self.host, device, self.limit)?;
-            if !self.leases.settings.allows(vf) {
-                if let Some(used) = guard.of_device(device)? {
-                    return Ok(Bound::InUse(used));
-                }
+        let device = sysfs::with_driver_state_within(self.host, device.clone(), self.limit)?;
+        if device.on_host_driver() && !self.leases.settings.allows(vf) {
+            if let Some(used) = guard.of_device(&device)? {
+                return Ok(Bound::InUse(used));
             }
         }
-        let device = sysfs::with_driver_state(self.host, device.clone())?;
         binder.bind_to_vfio(&device)?;
         let now = sysfs::driver_of(self.host, vf)?;
         if now.as_deref() == Some(VFIO_PCI) || self.host.is_dry() {

@@ -40,7 +40,6 @@ pub struct View<'a> {
     in_use: Memory<String, bool>,
     running: Memory<String, bool>,
     uses: Memory<PciAddress, Result<Option<HostUse>>>,
-    answers: Memory<PciAddress, Result<()>>,
     iommu_is_on: OnceCell<bool>,
 }
 
@@ -61,7 +60,6 @@ impl<'a> View<'a> {
             in_use: Memory::default(),
             running: Memory::default(),
             uses: Memory::default(),
-            answers: Memory::default(),
             iommu_is_on: OnceCell::new(),
         }
     }
@@ -103,7 +101,7 @@ impl<'a> View<'a> {
 
     /// Makes sure that the driver of a device answers.
     pub(crate) fn expect_answer(&self, device: &PciDevice) -> Result<()> {
-        self.answers.get(device.address, |_| sysfs::expect_answer(self.host, device, self.settings.deadline()))
+        self.pci.expect_answer(device, self.settings.deadline())
     }
 
     /// Whether the IOMMU translates for any device of this host.

@@ -117,6 +117,11 @@ impl Tree {
         self.put(&format!("{folder}/vendor"), format!("0x{vendor}\n"));
         self.put(&format!("{folder}/device"), format!("0x{device}\n"));
         self.put(&format!("{folder}/class"), format!("0x{:06x}\n", function.class));
+        let [_, base, sub, interface] = function.class.to_be_bytes();
+        let (vendor_id, device_id) = (vendor.to_uppercase(), device.to_uppercase());
+        let ids = format!("v0000{vendor_id:0>4}d0000{device_id:0>4}sv00000000sd00000000");
+        let class = format!("bc{base:02X}sc{sub:02X}i{interface:02X}");
+        self.put(&format!("{folder}/modalias"), format!("pci:{ids}{class}\n"));
         self.put(&format!("{folder}/enable"), "0\n");
         self.link(&format!("{folder}/subsystem"), "sys/bus/pci");
         if function.has_override {

@@ -63,9 +63,10 @@ impl Context<'_> {
             return Ok(vec![Finding::note(Id::Pf, what)]);
         }
         let Some(device) = sysfs::identity(host, address)? else { return Ok(Vec::new()) };
-        if let Err(error) = sysfs::expect_answer(host, &device, self.leases.deadline()) {
-            return Ok(vec![Finding::error(Id::Pf, Severity::Failure, &error)]);
-        }
+        let device = match sysfs::with_driver_state_within(host, device, self.leases.deadline()) {
+            Ok(device) => device,
+            Err(error) => return Ok(vec![Finding::error(Id::Pf, Severity::Failure, &error)]),
+        };
         if !device.on_host_driver() {
             // Setup cannot change anything before.
             return Ok(vec![self.without_driver(&device)?]);
@@ -82,7 +83,6 @@ impl Context<'_> {
                     .cured_by(&setup),
             );
         }
-        let Some(device) = sysfs::device(host, address)? else { return Ok(findings) };
         findings.extend(self.vfs(pf, &device, &setup)?);
         Ok(findings)
     }

@@ -37,7 +37,6 @@ pub(super) fn explain(host: &Host, leases: &Leases, view: &View, address: PciAdd
         });
     };
     let folder = host.device(address);
-    let numa_node = files::read_optional(&folder.join("numa_node"))?;
     let mut netdevs = files::names(&folder.join("net"))?;
     netdevs.sort_unstable();
     let role = if assigned[0].managed { Role::Managed } else { Role::Unmanaged };
@@ -46,8 +45,7 @@ pub(super) fn explain(host: &Host, leases: &Leases, view: &View, address: PciAdd
         id: found.id,
         class: format!("0x{:06x}", found.class),
         netdevs,
-        // A machine without NUMA says -1.
-        numa_node: numa_node.and_then(|node| node.parse().ok()),
+        numa_node: sysfs::numa_node(host, address)?,
         option_rom: folder.join("rom").exists(),
         physfn: found.physfn,
         totalvfs: if folder.join("sriov_totalvfs").exists() { Some(sysfs::totalvfs(host, address)?) } else { None },

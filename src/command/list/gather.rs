@@ -2,20 +2,18 @@
 
 use super::{Attention, DeviceState, DeviceView, Found, GroupView, LeaseView, Listing, PfView, PoolView};
 use host::config::pool::{Pf, PfName, Pool, Vfs};
+use host::memory::Memory;
 use host::parked::Parked;
 use host::paths::Host;
-use host::pci::snapshot::Snapshot;
 use host::pci::sysfs::{self, PciView};
 use lease::Leases;
 use lease::availability::Standing;
 use lease::life::Life;
-use lease::records::Records;
 use model::address::PciAddress;
 use model::device::PciDevice;
 use model::domain::Assigned;
 use model::error::{Error, Result};
 use model::lease::LeaseState;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What to look at.
@@ -33,7 +31,7 @@ impl Listing {
     /// # Errors
     /// Not for what is wrong with single pools or devices: that is part of the answer.
     pub fn gather(host: &Host, leases: &Leases, scope: &Filter) -> Result<Self> {
-        let (store, pools) = (leases.store(), leases.pools());
+        let pools = leases.pools();
         let wanted: Vec<&Pool> = match scope.pools {
             [] => pools.pools.iter().collect(),
             names => {
@@ -46,13 +44,11 @@ impl Listing {
         let now = leases.view_of_all()?;
         let mut view = View {
             host,
-            store,
-            snapshot: &now.pci,
+            leases,
             now: &now,
-            pools: &pools.pools,
             parked: BTreeMap::new(),
-            devices: RefCell::default(),
-            numa: RefCell::default(),
+            devices: Memory::default(),
+            numa: Memory::default(),
         };
         view.parked = view.parked();
         let views: Vec<PoolView> = wanted.into_iter().map(|pool| view.pool(pool, &mut errors)).collect();
@@ -62,33 +58,22 @@ impl Listing {
             views.iter().flat_map(|pool| pool.devices().map(|device| (device.address, pool.name.as_str()))).collect();
         let is_part = !scope.pools.is_empty();
         let groups = scope.groups.then(|| view.groups(&views, &members, is_part)).transpose()?;
+        let lock_waits = leases.store().lock_waits();
         let (leases, attention) = view.leases()?;
         let others = if is_part { Vec::new() } else { view.others(&leases, &members) };
-        Ok(Self {
-            version: 1,
-            others,
-            groups,
-            leases,
-            attention,
-            lock_waits: store.lock_waits(),
-            errors,
-            pool_errors,
-            pools: views,
-        })
+        Ok(Self { version: 1, others, groups, leases, attention, lock_waits, errors, pool_errors, pools: views })
     }
 }
 
 /// What one look has at hand.
 struct View<'a> {
     host: &'a Host,
-    store: &'a Records<'a>,
-    snapshot: &'a Snapshot<'a>,
+    leases: &'a Leases<'a>,
     now: &'a lease::view::View<'a>,
-    pools: &'a [Pool],
     /// Who is parked where.
     parked: BTreeMap<PciAddress, Vec<String>>,
-    devices: RefCell<BTreeMap<PciAddress, DeviceView>>,
-    numa: RefCell<BTreeMap<PciAddress, Option<u32>>>,
+    devices: Memory<PciAddress, DeviceView>,
+    numa: Memory<PciAddress, Option<u32>>,
 }
 
 impl View<'_> {
@@ -112,9 +97,9 @@ impl View<'_> {
     }
 
     fn pool(&self, pool: &Pool, errors: &mut Vec<Error>) -> PoolView {
-        let pfs = pool.pf_names().zip(pool.pfs(self.snapshot));
+        let pfs = pool.pf_names().zip(pool.pfs(&self.now.pci));
         let pfs = pfs.map(|((name, vfs), pf)| self.pf(pool, name, vfs, pf, errors)).collect();
-        let listed = pool.listed(self.snapshot).into_iter().map(|(address, is_member)| match is_member {
+        let listed = pool.listed(&self.now.pci).into_iter().map(|(address, is_member)| match is_member {
             Ok(()) => match self.device(address) {
                 DeviceView { state: DeviceState::Bridge, .. } => {
                     let state = DeviceState::Attention {
@@ -137,10 +122,10 @@ impl View<'_> {
 
     fn pf(&self, pool: &Pool, name: &PfName, vfs: Vfs, pf: Result<Pf>, errors: &mut Vec<Error>) -> PfView {
         let found = pf.and_then(|pf| {
-            let device = self.snapshot.identity(pf.address)?;
-            let (members, elsewhere) = pool.vfs(self.snapshot, &pf)?;
+            let device = self.now.pci.identity(pf.address)?;
+            let (members, elsewhere) = pool.vfs(&self.now.pci, &pf)?;
             let now = u32::try_from(members.len() + elsewhere).unwrap_or(u32::MAX);
-            let guest = self.store.owner(pf.address)?;
+            let guest = self.leases.store().owner(pf.address)?;
             let wanted = vfs.wanted(now, pf.totalvfs);
             Ok((pf, device, members, guest, wanted.saturating_sub(now)))
         });
@@ -174,32 +159,28 @@ impl View<'_> {
 
     /// A device, looked at once: a member of a pool is in a group, too.
     fn device(&self, address: PciAddress) -> DeviceView {
-        if let Some(known) = self.devices.borrow().get(&address) {
-            return known.clone();
-        }
-        // What cannot be read is part of its state.
-        let device = self.snapshot.identity(address).ok().flatten();
-        let state =
-            self.state(address).unwrap_or_else(|error| DeviceState::Attention { guest: None, why: error.to_string() });
-        let view = DeviceView { address, found: self.found(address, device), pool: None, state };
-        self.devices.borrow_mut().insert(address, view.clone());
-        view
+        self.devices.get(address, |_| {
+            // What cannot be read is part of its state.
+            let device = self.now.pci.identity(address).ok().flatten();
+            let unknown = |error: Error| DeviceState::Attention { guest: None, why: error.to_string() };
+            let state = self.state(address).unwrap_or_else(unknown);
+            DeviceView { address, found: self.found(address, device), pool: None, state }
+        })
     }
 
     fn found(&self, address: PciAddress, device: Option<PciDevice>) -> Found {
         let place = device.as_ref().and_then(|device| device.physfn).unwrap_or(address);
-        let mut known = self.numa.borrow_mut();
         // Nothing hangs on it.
-        let numa_node = *known.entry(place).or_insert_with(|| sysfs::numa_node(self.host, place).ok().flatten());
+        let numa_node = self.numa.get(place, |place| sysfs::numa_node(self.host, *place).ok().flatten());
         let (driver, iommu_group) = device.map_or((None, None), |device| (device.driver, device.group));
         Found { driver, iommu_group, numa_node }
     }
 
     fn state(&self, address: PciAddress) -> Result<DeviceState> {
-        let device = self.snapshot.identity(address)?;
-        let is_member = |pool: &&Pool| device.as_ref().is_some_and(|device| pool.has_member(self.snapshot, device));
+        let device = self.now.pci.identity(address)?;
+        let is_member = |pool: &&Pool| device.as_ref().is_some_and(|device| pool.has_member(&self.now.pci, device));
         let fixed = Assigned { address, managed: true, pool: None };
-        let wanted = self.pools.iter().find(is_member).map_or(fixed, |pool| pool.assigned(address));
+        let wanted = self.leases.pools().pools.iter().find(is_member).map_or(fixed, |pool| pool.assigned(address));
         Ok(match self.now.standing(None, &wanted)? {
             Standing::Free => match self.parked.get(&address) {
                 Some(guests) => DeviceState::Parked { guests: guests.clone() },
@@ -218,7 +199,7 @@ impl View<'_> {
             return Ok(DeviceState::Leased { guest, role: None, lease: None, was_on: None });
         };
         if !self.now.is_in_use(&guest, &lease) {
-            let left = self.store.attention(&guest)?;
+            let left = self.leases.store().attention(&guest)?;
             let is_forgotten = lease.state != LeaseState::Returning && !lease.libvirt_lives(self.host);
             let forgotten = || format!("guest '{guest}' is no longer running; `vfpool reconcile` reattaches it");
             if let Some(why) = left.or_else(|| is_forgotten.then(forgotten)) {
@@ -226,7 +207,7 @@ impl View<'_> {
             }
         }
         let held = lease.held(address);
-        let driver = self.snapshot.identity(address)?.and_then(|device| device.driver);
+        let driver = self.now.pci.identity(address)?.and_then(|device| device.driver);
         let was_on = held.and_then(|held| held.driver.clone()).filter(|was| Some(was) != driver.as_ref());
         Ok(DeviceState::Leased { guest, role: held.map(|held| held.role), lease: Some(lease.state), was_on })
     }
@@ -234,13 +215,13 @@ impl View<'_> {
     /// All leases, and what needs attention.
     fn leases(&self) -> Result<(Vec<LeaseView>, Vec<Attention>)> {
         let (mut leases, mut attention) = (Vec::new(), Vec::new());
-        let marked = self.store.guests_needing_attention()?;
-        let guests: BTreeSet<String> = self.store.guests()?.into_iter().chain(marked).collect();
+        let marked = self.leases.store().guests_needing_attention()?;
+        let guests: BTreeSet<String> = self.leases.store().guests()?.into_iter().chain(marked).collect();
         for guest in guests {
-            let why = self.store.attention(&guest)?;
+            let why = self.leases.store().attention(&guest)?;
             match self.now.lease(&guest).ok().flatten() {
                 Some(lease) => leases.push(LeaseView { guest: guest.clone(), state: lease.state }),
-                None if why.is_none() && self.store.has_lease(&guest) => {
+                None if why.is_none() && self.leases.store().has_lease(&guest) => {
                     let why = "its lease cannot be read; the next event of the guest sets it aside".to_owned();
                     attention.push(Attention { guest: guest.clone(), why });
                 }

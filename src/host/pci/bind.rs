@@ -162,8 +162,7 @@ impl Binder<'_> {
         let Some(device) = sysfs::identity(self.host, held.address)?.filter(|device| device.id == held.id) else {
             return Ok(None);
         };
-        sysfs::expect_answer(self.host, &device, self.limit)?;
-        sysfs::with_driver_state(self.host, device).map(Some)
+        sysfs::with_driver_state_within(self.host, device, self.limit).map(Some)
     }
 
     fn write(&self, path: &Path, value: &str) -> Result<()> {

@@ -8,6 +8,7 @@ use model::device::PciDevice;
 use model::error::Result;
 use once_cell::unsync::OnceCell;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Functions as they were when they were first asked for. What changes devices takes a new one afterwards, or looks at
 /// the [`Host`] itself.
@@ -50,6 +51,12 @@ impl<'a> Snapshot<'a> {
     /// A snapshot of which most functions of the host will be asked for.
     pub fn of_all(host: &'a Host) -> Self {
         Self { groups: Some(OnceCell::new()), ..Self::new(host) }
+    }
+
+    /// Makes sure that the driver of a device answers within `limit`; [`PciView::device`] then says what it said.
+    pub fn expect_answer(&self, device: &PciDevice, limit: Duration) -> Result<()> {
+        let asked = || sysfs::with_driver_state_within(self.host, device.clone(), limit);
+        self.devices.get(device.address, |_| asked().map(Some)).map(drop)
     }
 
     fn groups(&self) -> Result<Option<&Groups>> {

@@ -3,7 +3,7 @@
 //! Knows nothing of guests and leases. Attributes become types here, and nowhere else.
 //! Sources: Linux `Documentation/ABI/testing/sysfs-bus-pci`, `Documentation/PCI/pci-iov-howto.rst`.
 
-use crate::files::{attribute, gone, link_name, link_number, names, number, read, read_optional, required};
+use crate::files::{attribute, gone, link_name, link_number, names, number, read, read_optional};
 use crate::paths::Host;
 use crate::pci::ports::function_of;
 use crate::syscall;
@@ -105,12 +105,22 @@ pub fn device(host: &Host, address: PciAddress) -> Result<Option<PciDevice>> {
 
 /// The same function with what waits for its driver: its override and its VFs.
 pub fn with_driver_state(host: &Host, device: PciDevice) -> Result<PciDevice> {
+    let text = read_optional(&host.device(device.address).join("driver_override"))?;
+    with_override(host, device, text)
+}
+
+/// The same. An error if the driver does not answer within `limit`, as it hangs in another call.
+pub fn with_driver_state_within(host: &Host, device: PciDevice, limit: Duration) -> Result<PciDevice> {
+    let text = ask(host, &device, limit)?;
+    with_override(host, device, text)
+}
+
+fn with_override(host: &Host, device: PciDevice, text: Option<String>) -> Result<PciDevice> {
     let folder = host.device(device.address);
     // A VF has no VFs of its own.
     let sriov = |name: &str| if device.physfn.is_some() { Ok(None) } else { read_optional(&folder.join(name)) };
     Ok(PciDevice {
-        driver_override: read_optional(&folder.join("driver_override"))?
-            .map(|text| Some(text).filter(|text| !text.is_empty() && text != "(null)")),
+        driver_override: text.map(|text| Some(text).filter(|text| !text.is_empty() && text != "(null)")),
         numvfs: if device.physfn.is_some() { 0 } else { numvfs(host, device.address)? },
         drivers_autoprobe: sriov("sriov_drivers_autoprobe")?.map(|text| text != "0"),
         ..device
@@ -135,7 +145,10 @@ pub(super) fn identity_in(
     group: impl FnOnce() -> Result<Option<u32>>,
 ) -> Result<Option<PciDevice>> {
     let folder = host.device(address);
-    let Some(vendor) = attribute(&folder.join("vendor"))? else { return Ok(None) };
+    let modalias = folder.join("modalias");
+    let Some(text) = attribute(&modalias)? else { return Ok(None) };
+    let wrong = || Error::new(format!("Cannot read {}: '{text}' is no PCI function's", modalias.display()));
+    let (id, class) = id_and_class(&text).ok_or_else(wrong)?;
     let driver = link_name(&folder.join("driver"))?;
     let physfn = host.physfn(address)?;
     // A VF is always an endpoint (PCI Express, SR-IOV: "VF header type"), and lives and dies with its PF.
@@ -144,8 +157,8 @@ pub(super) fn identity_in(
     let on_vfio = gives_to_vfio(driver.as_deref(), &folder);
     Ok(Some(PciDevice {
         address,
-        id: PciId { vendor: number(&folder.join("vendor"), &vendor)?, device: required(&folder.join("device"))? },
-        class: required(&folder.join("class"))?,
+        id,
+        class,
         answers,
         // The multi-function bit says nothing of the type.
         header_type: if answers { header & 0x7f } else { 0 },
@@ -159,6 +172,18 @@ pub(super) fn identity_in(
         numvfs: 0,
         drivers_autoprobe: None,
     }))
+}
+
+/// The one attribute that has both: `pci:v00008086d000010EDsv…sd…bc02sc00i00`, as long since 2.6.
+/// Source: Linux `drivers/pci/pci-sysfs.c`, `modalias_show`.
+fn id_and_class(modalias: &str) -> Option<(PciId, u32)> {
+    let number = |at: usize, name: &str, length: usize| {
+        let text = modalias.get(at..)?.strip_prefix(name)?.get(..length)?;
+        u32::from_str_radix(text, 16).ok()
+    };
+    let id = |at, name| u16::try_from(number(at, name, 8)?).ok();
+    let class = number(42, "bc", 2)? << 16 | number(46, "sc", 2)? << 8 | number(50, "i", 2)?;
+    Some((PciId { vendor: id(0, "pci:v")?, device: id(13, "d")? }, class))
 }
 
 /// What a function reads that does not answer. No header has this type.
@@ -278,16 +303,21 @@ pub fn write_error(path: &Path, value: &str, limit: Duration, cause: &io::Error)
     Error::io(&verb, path, cause)
 }
 
-/// Makes sure that [`device`] will not hang on a function: its driver has to be done with any other call within
-/// `limit`.
-pub fn expect_answer(host: &Host, device: &PciDevice, limit: Duration) -> Result<()> {
+/// The text of a function's override. Its driver has to be done with any other call within `limit`: a child process
+/// reads it.
+fn ask(host: &Host, device: &PciDevice, limit: Duration) -> Result<Option<String>> {
     let path = host.device(device.address).join("driver_override");
     let attribute = c_path(&path).map_err(|cause| Error::io("read", &path, &cause))?;
-    let asked = syscall::within(limit, || {
+    let asked = syscall::read_within(limit, |pipe| {
         let file = open(attribute.as_c_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        nix::unistd::read(file, &mut [0; 64]).map(|_| ())
+        // An attribute is a page at most.
+        let mut text = [0; 4096];
+        let length = nix::unistd::read(file, &mut text)?;
+        nix::unistd::write(pipe, &text[..length]).map(drop)
     });
     match asked {
+        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).trim_end().to_owned())),
+        Err(cause) if gone(&cause) => Ok(None),
         Err(cause) if cause.kind() == io::ErrorKind::TimedOut => Err(Error::new(format!(
             "{} does not answer: its driver {} has been at something else for {} s",
             device.address,
@@ -295,8 +325,7 @@ pub fn expect_answer(host: &Host, device: &PciDevice, limit: Duration) -> Result
             limit.as_secs()
         ))
         .remedy("See `dmesg` for what hangs")),
-        // Anything else is for those to tell who need the attribute.
-        _ => Ok(()),
+        Err(cause) => Err(Error::io("read", &path, &cause)),
     }
 }
 
@@ -345,4 +374,20 @@ fn header_type(config: &Path) -> Result<u8> {
         .and_then(|mut file| file.read_exact(&mut space))
         .map_err(|cause| Error::io("read", config, &cause))?;
     Ok(space[HEADER_TYPE])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_has_id_and_class() {
+        let (id, class) = id_and_class("pci:v00008086d000010EDsv00008086sd00001521bc02sc80i1F").unwrap();
+        assert_eq!((id.vendor, id.device, class), (0x8086, 0x10ed, 0x02_801f));
+        for wrong in
+            ["", "pci:v00008086", "usb:v00008086d000010EDsv00008086sd00001521bc02sc80i1F", "pci:v00018086d000010ED"]
+        {
+            assert!(id_and_class(wrong).is_none(), "{wrong}");
+        }
+    }
 }

@@ -205,9 +205,12 @@ impl Locked<'_> {
 
     /// Whether a device may be claimed for a start: not a VF that setup is just removing.
     fn expect_to_stay(&self, address: PciAddress) -> Result<()> {
+        // There is none as long as no number of VFs was changed.
+        if !self.store.host.state().join("removals").exists() {
+            return Ok(());
+        }
         let Some(pf) = self.store.host.physfn(address)? else { return Ok(()) };
         let path = self.store.path("removals", &pf.to_string());
-        // There is none as long as no number of VFs was changed.
         if !path.exists() || self.store.lock_file(&path, Duration::ZERO)?.is_some() {
             return Ok(());
         }

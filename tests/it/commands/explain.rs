@@ -852,9 +852,7 @@ fn each_file_is_read_once() {
         let opened = host.opened_by(|| assert_eq!(host.vfpool(&["explain", name]).code, Some(0)));
         println!("explain {name}: {} files and links", opened.values().sum::<usize>());
         for (file, count) in &opened {
-            // A child process makes sure first that its driver answers.
-            let most = if file.ends_with("/driver_override") { 2 } else { 1 };
-            assert!(*count <= most, "{file}: {opened:#?}");
+            assert!(*count <= 1, "{file}: {opened:#?}");
         }
     }
 }

@@ -83,6 +83,14 @@ fn a_device_is_plugged_and_unplugged() {
 }
 
 #[test]
+fn the_guest_is_read_before_and_after_it_gets_a_device() {
+    let host = host();
+    let opened = host.opened_by(|| _ = done(host.vfpool(&["attach", "web", "net", "--live"])));
+    assert_eq!(host.virsh_trace().iter().filter(|call| *call == "dumpxml web").count(), 2);
+    assert_eq!(opened.get("etc/libvirt/qemu/web.xml"), Some(&1), "{opened:#?}");
+}
+
+#[test]
 fn live_and_config_are_one_device() {
     for (flags, element) in [
         (vec![], "<hostdev "),

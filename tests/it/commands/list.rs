@@ -476,9 +476,7 @@ fn a_list_of_4096_vfs_costs_little_more_than_reading_them() {
         let begun = Instant::now();
         for number in 0..4096 {
             let folder = host.path(&format!("sys/bus/pci/devices/{}", vf(number)));
-            for attribute in ["vendor", "device", "class"] {
-                fs::read(folder.join(attribute)).unwrap();
-            }
+            fs::read(folder.join("modalias")).unwrap();
             for link in ["driver", "physfn", "iommu_group"] {
                 let _ = fs::read_link(folder.join(link));
             }

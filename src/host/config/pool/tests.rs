@@ -17,9 +17,8 @@ fn host(files: &[(&str, &str)]) -> (TempDir, Host) {
         let link = host.device(address.parse().unwrap());
         fs::create_dir_all(link.parent().unwrap()).unwrap();
         symlink(format!("../../../devices/pci0000:00/0000:{address}"), link).unwrap();
-        for (name, text) in [("vendor", "0x8086"), ("device", "0x10c9"), ("class", "0x020000")] {
-            fs::write(device.join(name), text).unwrap();
-        }
+        let modalias = "pci:v00008086d000010C9sv00008086sd0000A03Cbc02sc00i00\n";
+        fs::write(device.join("modalias"), modalias).unwrap();
         fs::write(device.join("config"), [0; 64]).unwrap();
     }
     let device = |address: &str| host.device(address.parse().unwrap());
