@@ -62,7 +62,7 @@ impl Leases<'_> {
             facts.find_uses(addresses, &before)?;
         }
         drop(before);
-        // Kept to the end, so that nobody else reattaches what we are about to take over.
+        // Held until the lease is written, so that nobody else reattaches what this start takes over.
         let mut turns = Vec::new();
         loop {
             let locked = self.store.lock()?;
@@ -78,8 +78,10 @@ impl Leases<'_> {
                 }
                 Answer::Recover(other) => {
                     drop(locked);
+                    // Two starts do not wait for each other here: each has reattached its own leftovers before. Only if
+                    // that failed for both do they wait until the deadline, and are refused.
                     let turn = self.turn(&other)?;
-                    // What stays with it is known next time round.
+                    // An error does not matter: what could not be reattached is `Stuck` in the next scene.
                     let _ = self.reattach(&other, &turn, Occasion::Retry);
                     turns.push(turn);
                     facts.recovered.insert(other);
@@ -89,8 +91,8 @@ impl Leases<'_> {
     }
 }
 
-/// Records what is taken, beside what an earlier event of the guest took and is not asked for any more. What was only
-/// reserved is not carried along.
+/// Writes the lease: these devices, and those that an earlier event of this guest detached and that have to be
+/// reattached still. Devices of a reservation are dropped.
 fn write_new(
     guest: &str,
     make: impl Fn(Vec<HeldDevice>) -> Lease,

@@ -81,7 +81,8 @@ impl Leases<'_> {
         let mut failure = None;
         let is_kept: BTreeSet<PciAddress> = kept.iter().map(|held| held.address).collect();
         for held in lease.devices.iter().rev().filter(|held| !is_kept.contains(&held.address)) {
-            // VFs come back only with their PF, which stands behind them.
+            // VFs exist again only when their PF is reattached, which comes after them in the lease. The record of a VF
+            // does not name its PF, so they wait until every PF of the lease is back.
             let result = if held.role == Role::Vf && kept.iter().any(|kept: &HeldDevice| kept.numvfs > 0) {
                 Ok(false)
             } else if hanging == Some(held.address) {
