@@ -132,7 +132,7 @@ impl Host {
     /// The hook as libvirt calls it. A guest has an id from before its start to its end.
     pub fn hook(&self, guest: &str, operation: &str, xml: &str) -> Call<'_> {
         let end = matches!(operation, "release" | "stopped");
-        let active = format!("hw/active.{guest}");
+        let active = format!("hw/active/{guest}.id");
         if operation == "prepare" {
             self.put(&active, "");
         } else if end {

@@ -7,7 +7,7 @@
 //! | `virsh.faults` | what goes wrong, see [`Fault`] |
 //! | `virsh.bug` | a call that no libvirt would survive: its caller holds a lock that hooks take |
 //! | `hw/libvirtd` | the pid of libvirtd |
-//! | `hw/active.GUEST` | libvirt has an id for the guest: from before `prepare` to before `stopped` |
+//! | `hw/active/GUEST.id` | libvirt has an id for the guest: from before `prepare` to before `stopped` |
 //! | `hw/keeps-devices/GUEST` | the guest's system refuses a hot-unplug until the fake's own command `eject` |
 //! | `hw/no-reset-nvram` | this virsh is older than libvirt 8.1 |
 //! | `hw/no-guest/GUEST` | the file of that name in `etc/libvirt/qemu` is no guest's |
@@ -726,7 +726,7 @@ fn taken_by(guest: &str) -> String {
 
 /// Made before `prepare` and removed before `stopped`, also by tests that call the hooks themselves.
 fn active(guest: &str) -> String {
-    format!("hw/active.{guest}")
+    format!("hw/active/{guest}.id")
 }
 
 /// The devices that a running guest was asked to let go of.

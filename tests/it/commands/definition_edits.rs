@@ -45,7 +45,7 @@ impl Shape {
 
     fn host(self) -> Host {
         let host = Host::with_vfs(2);
-        host.prepare("db", &asking("db", &vf(0))).ok();
+        host.runs_with("db", &vf(0));
         host.define("web", &self.xml(0));
         host
     }
