@@ -881,12 +881,10 @@ fn groups_that_are_shared() {
     host.vfpool(&["setup"]).ok();
     expect(
         &host,
-        &[
-            "failure group: No guest can have 0000:03:10.0 and 1 more of pool 'one': 0000:03:10.0 cannot be assigned to \
-             a guest: its PF 0000:03:00.0 is detached with it, and without the PF's driver the VF vanishes | \
+        &["failure group: No guest can have 0000:03:10.0 and 1 more of pool 'one': 0000:03:10.0 cannot be assigned \
+             to a guest: its PF 0000:03:00.0 is detached with it, and without the PF's driver the VF vanishes | \
              /sys/kernel/iommu_groups/40/devices | Put the card into a slot with ACS, so that each VF has an IOMMU \
-             group of its own, or give the guest 0000:03:00.0 alone",
-        ],
+             group of its own, or give the guest 0000:03:00.0 alone"],
     );
 }
 
