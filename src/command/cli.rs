@@ -111,3 +111,14 @@ impl RomOff {
         if self.rom_off { guest::requests::Rom::Off } else { guest::requests::Rom::Keep }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_command_is_answered_with_the_right_one() {
+        let error = Arguments::try_parse_from(["vfpool", "chekc"]).err().unwrap().to_string();
+        assert!(error.contains("a similar subcommand exists: 'check'"), "{error}");
+    }
+}
