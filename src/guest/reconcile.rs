@@ -31,9 +31,9 @@ pub fn once(host: &Host, log: &Log) -> Result<Vec<Error>> {
     run(host, log, &entries, Report::All).inspect_err(|_| put_back(host, &entries))
 }
 
-/// What was to be done still is.
+/// What was to be done still is. A restart is in the queue until it is carried out or dropped.
 fn put_back(host: &Host, entries: &BTreeSet<Entry>) {
-    for entry in entries {
+    for entry in entries.iter().filter(|entry| !matches!(entry, Entry::Restart(_))) {
         let _ = entry.put(host);
     }
 }
@@ -113,8 +113,12 @@ fn run(host: &Host, log: &Log, entries: &BTreeSet<Entry>, report: Report) -> Res
     }
     errors.extend(session.settle()?);
     errors.extend(session.park(&refused, report)?);
-    // It may have been started since.
-    for guest in restarts.into_iter().filter(|guest| runtime::qemu(host, guest).is_none()) {
+    for guest in restarts {
+        // A start since has removed it. One that is under way holds devices.
+        let is_wanted = Entry::Restart(guest.clone()).remove(host);
+        if !is_wanted || runtime::qemu(host, guest).is_some() || session.leases.is_in_use(guest) {
+            continue;
+        }
         match session.start(guest, &Options::default()) {
             Ok(()) => log.info(format_args!("guest '{guest}': started again with a free device (on-busy='restart')")),
             Err(error) => errors.push(error),

@@ -43,7 +43,8 @@ pub enum Entry {
     Stopped(String),
     /// A start of this guest was refused, as the device that its definition points at was in use.
     Refused(String),
-    /// This guest is to be started again after a start that was refused.
+    /// This guest is to be started again after a start that was refused. It stays in the queue until then: a start of
+    /// the guest by another program removes it.
     Restart(String),
     /// A device is being attached to a guest's definition, and its request has still to be written there.
     Attached {
@@ -137,11 +138,10 @@ impl Entry {
         done.map_err(|cause| Error::io("write", &path, &cause))
     }
 
-    /// Removes it from its queue, if it is still there.
-    pub fn remove(&self, host: &Host) {
-        if !host.is_dry() {
-            let _ = fs::remove_file(self.file(host).0);
-        }
+    /// Removes it from its queue; whether it was there.
+    pub fn remove(&self, host: &Host) -> bool {
+        let path = self.file(host).0;
+        if host.is_dry() { path.exists() } else { fs::remove_file(path).is_ok() }
     }
 }
 
@@ -170,22 +170,25 @@ impl Queue {
         Ok(files::names(&self.folder(host))?.is_empty())
     }
 
-    /// Takes all entries out, each once. What is put in from now on is found by the next call. Whatever else is in the
-    /// folder goes too: it would have systemd start the unit again and again.
+    /// Takes all entries out, each once, but for [`Entry::Restart`], which the caller removes. What is put in from now
+    /// on is found by the next call. Whatever else is in the folder goes too: it would have systemd start the unit
+    /// again and again.
     pub fn take(self, host: &Host) -> Result<BTreeSet<Entry>> {
         let folder = self.folder(host);
         let mut entries = BTreeSet::new();
         for name in files::names(&folder)? {
             let path = folder.join(&name);
             let content = fs::read_to_string(&path).unwrap_or_default();
-            match if host.is_dry() { Ok(()) } else { remove(&path) } {
+            let text = if content.is_empty() { guest_name(&name) } else { Some(content) };
+            let entry = text.and_then(|text| text.parse::<Entry>().ok());
+            let stays = host.is_dry() || matches!(entry, Some(Entry::Restart(_)));
+            match if stays { Ok(()) } else { remove(&path) } {
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::io("remove", &path, &cause));
                 }
                 _ => {}
             }
-            let text = if content.is_empty() { guest_name(&name) } else { Some(content) };
-            entries.extend(text.and_then(|text| text.parse::<Entry>().ok()));
+            entries.extend(entry);
         }
         Ok(entries)
     }
@@ -243,6 +246,9 @@ mod tests {
         assert_eq!(taken.len(), 1);
         taken.append(&mut Queue::Reconcile.take(&host).unwrap());
         assert_eq!(taken, entries().into_iter().collect());
+        let restart = Entry::Restart("a\nb".into());
+        assert_eq!(Queue::Reconcile.take(&host).unwrap(), [restart.clone()].into(), "until its guest is started");
+        assert!(restart.remove(&host) && !restart.remove(&host));
         assert!(Queue::Reconcile.is_empty(&host).unwrap() && Queue::Setup.is_empty(&host).unwrap());
         for entry in entries() {
             entry.put(&host).unwrap();

@@ -115,6 +115,8 @@ impl<'a> Leases<'a> {
             self.store.mark("unstarted", guest);
             return Err(error);
         }
+        // Who starts the guest decides, and no start that was refused before.
+        let _ = Entry::Restart(guest.to_owned()).remove(self.host);
         self.notify_reconciler(guest);
         self.retry_others(guest);
         Ok(())

@@ -397,7 +397,7 @@ impl<'a> Setup<'a> {
             return Ok(Bound::Already);
         }
         let device = sysfs::with_driver_state_within(self.host, device.clone(), self.limit)?;
-        if device.on_host_driver() && !self.leases.settings.allows(vf) {
+        if device.on_host_driver() && !self.leases.settings.allows(vf, device.id) {
             if let Some(used) = guard.of_device(&device)? {
                 return Ok(Bound::InUse(used));
             }

@@ -1,7 +1,7 @@
 //! What the host uses a device for: each kind of use with its words, whether it keeps even a device that a guest names,
 //! and what frees the device. Data and words only: `host::guard` finds it out. The same table is in vfpool-hook(8).
 
-use crate::address::PciAddress;
+use crate::address::{PciAddress, PciId};
 use std::fmt;
 
 /// A process that has a device open.
@@ -199,11 +199,12 @@ impl HostUse {
 
     /// [`remedy`](Self::remedy), or the line in the admin's settings that lets the device go in spite of it. What the
     /// host itself runs from is no such device.
-    pub fn remedy_or_allow(&self, device: PciAddress) -> String {
+    pub fn remedy_or_allow(&self, device: PciAddress, id: PciId) -> String {
         if self.is_root() {
             return self.remedy();
         }
-        format!("{}, or allow it with <allow address='{device}'/> in /etc/vfpool/host.xml", self.remedy())
+        let line = format!("<allow address='{device}' id='{id}'/>");
+        format!("{}, or allow it with {line} in /etc/vfpool/host.xml", self.remedy())
     }
 
     fn is_root(&self) -> bool {
@@ -279,14 +280,15 @@ mod tests {
 
     #[test]
     fn what_the_host_runs_from_is_never_offered() {
-        let device = "0000:02:00.0".parse().unwrap();
+        let (device, id) = ("0000:02:00.0".parse().unwrap(), "8086:10d3".parse().unwrap());
         let mounted = |at: &str| HostUse::Mounted { disk: "sda1".to_owned(), at: at.to_owned() };
-        assert_eq!(mounted("/").remedy_or_allow(device), "The host runs from it: use another device");
-        let allow = "Unmount /srv, or allow it with <allow address='0000:02:00.0'/> in /etc/vfpool/host.xml";
-        assert_eq!(mounted("/srv").remedy_or_allow(device), allow);
+        assert_eq!(mounted("/").remedy_or_allow(device, id), "The host runs from it: use another device");
+        let allow = "Unmount /srv, or allow it with <allow address='0000:02:00.0' id='8086:10d3'/> in \
+                     /etc/vfpool/host.xml";
+        assert_eq!(mounted("/srv").remedy_or_allow(device, id), allow);
         for kind in HostUse::kinds() {
             let is_root = matches!(kind, HostUse::NetworkRoot { .. });
-            assert_eq!(kind.remedy_or_allow(device).contains("<allow"), !is_root, "{kind}");
+            assert_eq!(kind.remedy_or_allow(device, id).contains("<allow"), !is_root, "{kind}");
             assert!(kind.refuses(false), "{kind}");
             assert_eq!(kind.refuses(true), kind.is_vital(), "{kind}");
         }

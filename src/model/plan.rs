@@ -177,7 +177,7 @@ impl Function {
         if device.on_vfio && self.owner.is_none() {
             return true;
         }
-        (device.on_host_driver() || role == Role::Vf) && !settings.allows(device.address)
+        (device.on_host_driver() || role == Role::Vf) && !settings.allows(device.address, device.id)
     }
 }
 
@@ -380,7 +380,8 @@ impl<'a> Scene<'a> {
             let remedy = format!("{} first, or use another device", found.remedy());
             return Error::new(format!("{what} is not free: {found}")).remedy(remedy);
         }
-        let remedy = found.remedy_or_allow(need.function.device.address);
+        let device = &need.function.device;
+        let remedy = found.remedy_or_allow(device.address, device.id);
         Error::new(format!("Cannot detach {what}: {found}")).remedy(format!("{remedy}{}", self.settings_note()))
     }
 }

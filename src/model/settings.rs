@@ -2,14 +2,14 @@
 //!
 //! ```xml
 //! <host>
-//!   <allow address='0000:02:00.1'/>   <!-- may be taken although the host uses it -->
+//!   <allow address='0000:02:00.1' id='8086:10d3'/>   <!-- may be assigned although the host uses it -->
 //!   <devices max='64'/>               <!-- assigned devices a guest may have; 32 without this line -->
 //!   <deadline seconds='60'/>          <!-- for each step on a device; 30 without this line -->
 //!   <hook seconds='900'/>             <!-- for a hook that was there before vfpool; 300 without this line -->
 //! </host>
 //! ```
 
-use crate::address::PciAddress;
+use crate::address::{PciAddress, PciId};
 use quick_xml::DeError;
 use serde::Deserialize;
 use std::num::NonZeroU32;
@@ -35,6 +35,9 @@ pub struct Settings {
 struct Allow {
     #[serde(rename = "@address")]
     address: PciAddress,
+    /// Addresses move when a card is added or the firmware is updated: the line then allows no other device.
+    #[serde(rename = "@id")]
+    id: Option<PciId>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -76,9 +79,9 @@ impl Settings {
         quick_xml::de::from_str(text)
     }
 
-    /// Whether the admin lets this device be taken although the host uses it.
-    pub fn allows(&self, address: PciAddress) -> bool {
-        self.allow.iter().any(|allow| allow.address == address)
+    /// Whether the admin lets this device be assigned although the host uses it.
+    pub fn allows(&self, address: PciAddress, id: PciId) -> bool {
+        self.allow.iter().any(|allow| allow.address == address && allow.id.is_none_or(|only| only == id))
     }
 
     /// How many assigned devices a guest may have.

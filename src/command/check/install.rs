@@ -5,6 +5,7 @@
 use super::daemon::{DAEMONS, Daemon};
 use super::systemd::{Systemd, units};
 use super::{Finding, Id, LIMIT, Severity, boot};
+use host::hooks::install::is_overwritten;
 use host::paths::Host;
 use host::{command, files};
 use lease::records::Records;
@@ -35,6 +36,16 @@ fn hook(host: &Host, daemon: &Daemon, systemd: &Systemd) -> Vec<Finding> {
             Finding::failure(ID, "The hook's program is not there").shown_by_file(&own).cured_by(boot::reinstall(host)),
         ];
     };
+    if is_overwritten(host) {
+        return vec![
+            Finding::failure(ID, "Another hook was written over vfpool's program")
+                .shown_by(format!("{} is no program of vfpool's", own.display()))
+                .cured_by(format!(
+                    "Run `vfpool hook install`, which keeps that hook to be called after it. {}",
+                    boot::reinstall(host)
+                )),
+        ];
+    }
     let link = format!("ln -sfn {} {}", own.display(), hook.display());
     let Ok(data) = fs::metadata(&hook) else {
         let folder = hook.parent().unwrap_or(&hook).display();

@@ -38,13 +38,15 @@ mod tests {
     #[test]
     fn each_setting_is_read() {
         let settings = load(
-            "<host>\n<allow address='02:00.1'/><devices max='64'/><allow address='pci_0000_03_00_0'/>\
+            "<host>\n<allow address='02:00.1'/><devices max='64'/><allow address='pci_0000_03_00_0' id='8086:10D3'/>\
              <deadline seconds='2'/><hook seconds='3'/></host>",
         );
         let settings = settings.unwrap();
-        assert!(settings.allows("0000:02:00.1".parse().unwrap()));
-        assert!(settings.allows("0000:03:00.0".parse().unwrap()));
-        assert!(!settings.allows("0000:02:00.0".parse().unwrap()));
+        let allows = |address: &str, id: &str| settings.allows(address.parse().unwrap(), id.parse().unwrap());
+        assert!(allows("0000:02:00.1", "8086:10d3") && allows("0000:02:00.1", "1b36:0010"));
+        assert!(allows("0000:03:00.0", "8086:10d3"));
+        assert!(!allows("0000:03:00.0", "1b36:0010"), "another device has come to that address");
+        assert!(!allows("0000:02:00.0", "8086:10d3"));
         assert_eq!(settings.most_devices(), 64);
         assert_eq!((settings.deadline(), settings.hook_deadline()), (Duration::from_secs(2), Duration::from_secs(3)));
     }
@@ -62,6 +64,7 @@ mod tests {
         for (text, message) in [
             ("<host><alow address='02:00.1'/></host>", "alow"),
             ("<host><allow address='2:0.1'/></host>", "write it as 0000:02:00.1"),
+            ("<host><allow address='02:00.1' id='8086'/></host>", "8086"),
             ("<host><devices max='many'/></host>", "many"),
             ("<host><deadline seconds='0'/></host>", "nonzero"),
             ("<host><devices", "host.xml"),

@@ -3,8 +3,9 @@
 use crate::paths::Host;
 use model::error::{Error, Result};
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What the link in libvirt's folder of hooks points at.
 pub const OURS: &str = "/usr/sbin/vfpool-hook";
@@ -14,6 +15,9 @@ pub const OURS: &str = "/usr/sbin/vfpool-hook";
 pub fn install(host: &Host) -> Result<String> {
     let (hook, earlier) = (host.hook(), host.earlier_hook());
     if is_ours(&hook) {
+        if is_overwritten(host) {
+            return keep_overwriting(host);
+        }
         return Ok(format!("{} is vfpool's already", hook.display()));
     }
     // Links are not followed: one to nowhere is another's, too.
@@ -60,6 +64,46 @@ pub fn remove(host: &Host) -> Result<String> {
     }
     let now = if has_earlier { "the hook again that was there before vfpool" } else { "removed" };
     Ok(format!("{} is {now}; libvirt learns of it by `systemctl reload libvirtd`", hook.display()))
+}
+
+fn program(host: &Host) -> PathBuf {
+    host.path(OURS.trim_start_matches('/'))
+}
+
+/// Whether a script stands where our program was: `cp` and `wget -O` to libvirt's hook write through the link.
+pub fn is_overwritten(host: &Host) -> bool {
+    let mut start = [0; 4];
+    let read = fs::File::open(program(host)).and_then(|mut file| file.read_exact(&mut start));
+    match read {
+        Ok(()) => start != *b"\x7fELF",
+        Err(cause) => cause.kind() == std::io::ErrorKind::UnexpectedEof,
+    }
+}
+
+/// Keeps what was written over our program as the earlier hook. It also stays where it is until the package is
+/// installed again: libvirt before 6.5 refuses each start without a hook that it has seen.
+fn keep_overwriting(host: &Host) -> Result<String> {
+    let (program, earlier) = (program(host), host.earlier_hook());
+    let text = |path: &Path| fs::read(path).map_err(|cause| Error::io("read", path, &cause));
+    if fs::symlink_metadata(&earlier).is_err() {
+        if !host.is_dry() {
+            let new = earlier.with_extension("vfpool-new");
+            let copied = fs::copy(&program, &new).and_then(|_| fs::rename(&new, &earlier));
+            copied.map_err(|cause| Error::io("write", &earlier, &cause))?;
+        }
+    } else if text(&earlier)? != text(&program)? {
+        return Err(Error::new(format!(
+            "{} was written over by another hook, and {} is one that was there before",
+            program.display(),
+            earlier.display()
+        ))
+        .remedy("Make one of the two, and run `vfpool hook install` again"));
+    }
+    Ok(format!(
+        "{} was written over by another hook, which is {} now: install vfpool again, and it is called after vfpool's",
+        program.display(),
+        earlier.display()
+    ))
 }
 
 fn is_ours(hook: &Path) -> bool {

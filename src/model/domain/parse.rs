@@ -18,6 +18,8 @@ impl Domain {
         if xml.iter().all(u8::is_ascii_whitespace) {
             return Err(Error::new("The domain XML is empty; libvirt's hook gets the guest's XML on standard input"));
         }
+        // A byte order mark, which the reader skips without counting it.
+        let xml = xml.strip_prefix(b"\xef\xbb\xbf").unwrap_or(xml);
         let mut walk = Walk { xml, ..Walk::default() };
         let mut reader = NsReader::from_reader(xml);
         loop {
@@ -52,6 +54,8 @@ impl Domain {
             unescape(&text).map_or_else(|_| String::new(), |text| text.trim().to_owned())
         };
         let (name, uuid) = (text(walk.name), text(walk.uuid));
+        // In the order of the text: an inner source ends before the outer one.
+        walk.devices.sort_by_key(|device| device.source.start);
         Ok(Self { xml: xml.to_owned(), name, uuid, devices: walk.devices, requests: walk.requests })
     }
 }
@@ -79,8 +83,8 @@ struct Walk<'a> {
     in_request: bool,
     /// Start of what a request holds.
     moving: usize,
-    /// The device we are in, if it is one of PCI by its own attributes.
-    device: Option<Open>,
+    /// The PCI devices we are in, the innermost last: the files behind a disk have sources in sources.
+    open: Vec<Open>,
     devices: Vec<Hostdev>,
     requests: Vec<Request>,
 }
@@ -158,17 +162,15 @@ impl Walk<'_> {
             (_, b"address") => return self.enter_address(element, tag),
             (_, b"rom") if depth == DEVICE + 1 => {
                 let bar = find(element, "bar")?.map(|value| range_in(self.xml, &value));
-                if let Some(device) = &mut self.device {
+                if let Some(device) = self.open.last_mut() {
                     device.rom = Some((tag.start + "<rom".len(), bar));
                 }
                 return Ok(());
             }
             _ => return Ok(()),
         };
-        // The files behind a disk may have sources in sources; the outer one has its address first.
-        self.close_device(tag.start);
         if is_pci {
-            self.device = Some(Open {
+            self.open.push(Open {
                 kind,
                 managed: has(element, "managed", "yes")?,
                 guest_address: None,
@@ -185,8 +187,10 @@ impl Walk<'_> {
     fn enter_address(&mut self, element: &BytesStart, tag: &Range<usize>) -> Result<()> {
         let depth = self.path.len();
         let in_source = self.path[depth - 2] == b"source";
-        let Some(device) = &mut self.device else { return Ok(()) };
-        if in_source && (device.kind == Kind::Disk || depth == DEVICE + 2) {
+        let Some(device) = self.open.last_mut() else { return Ok(()) };
+        // The source of a disk is the device itself; that of the others is right below it.
+        let parent = if device.kind == Kind::Disk { device.depth } else { device.depth + 1 };
+        if in_source && depth == parent + 1 {
             let (address, values) = address(self.xml, element)?;
             device.sources.push((address, Source { start: tag.start + "<address".len(), values }));
         } else if depth == DEVICE + 1 && has(element, "type", "pci")? {
@@ -198,7 +202,7 @@ impl Walk<'_> {
 
     fn leave(&mut self, tag: Range<usize>) {
         let depth = self.path.len();
-        if self.device.as_ref().is_some_and(|device| device.depth == depth) {
+        if self.open.last().is_some_and(|device| device.depth == depth) {
             self.close_device(tag.end);
         }
         match self.path.get(1).map(Vec::as_slice) {
@@ -218,7 +222,7 @@ impl Walk<'_> {
     }
 
     fn close_device(&mut self, end: usize) {
-        let Some(Open { kind, managed, guest_address, sources, rom, start, .. }) = self.device.take() else { return };
+        let Some(Open { kind, managed, guest_address, sources, rom, start, .. }) = self.open.pop() else { return };
         for (address, source) in sources {
             let (element, rom) = (start..end, rom.clone());
             self.devices.push(Hostdev { address, managed, kind, guest_address, element, source, rom });
@@ -234,7 +238,8 @@ fn address(xml: &[u8], element: &BytesStart) -> Result<(PciAddress, Values)> {
     for (value, name) in values.iter_mut().zip(FIELDS) {
         let Some(attribute) = find(element, name)? else { continue };
         let text = String::from_utf8_lossy(&attribute);
-        let number = libvirt_number(&text)
+        let number = unescape(&text).ok().and_then(|text| libvirt_number(&text));
+        let number = number
             .ok_or_else(|| Error::new(format!("{name}='{text}' in a device's <source><address> is no number")))?;
         *value = Some((range_in(xml, &attribute), number));
     }
@@ -270,9 +275,12 @@ fn has(element: &BytesStart, name: &str, value: &str) -> Result<bool> {
     Ok(attribute(element, name)?.as_deref() == Some(value))
 }
 
-/// A number in an `<address>` element. libvirt reads it as strtoul(3) with base 0: hexadecimal after 0x, octal after 0,
-/// else decimal.
+/// A number in an `<address>` element. libvirt reads it as strtoul(3) with base 0: blanks and a plus sign may come
+/// before it and nothing after it; hexadecimal after 0x, octal after 0, else decimal.
+/// Source: libvirt `src/util/virstring.c`, `virStrToLong_uip`.
 pub fn libvirt_number(text: &str) -> Option<u32> {
+    let text = text.trim_start_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
+    let text = text.strip_prefix('+').unwrap_or(text);
     let (digits, radix) = match text.as_bytes() {
         [b'0', b'x' | b'X', ..] => (&text[2..], 16),
         [b'0', _, ..] => (&text[1..], 8),

@@ -84,6 +84,75 @@ fn numbers_are_read_as_libvirt_reads_them() {
     let device =
         "<hostdev type='pci'><source><address domain='65536' bus='0XfF' slot='010' function='7'/></source></hostdev>";
     assert_eq!(found(device), ["10000:ff:08.7 false"]);
+    for (bus, expected) in [
+        ("&#48;x81", Some("81")),
+        ("&#x30;x8&#49;", Some("81")),
+        (" 0x81", Some("81")),
+        ("\n\t129", Some("81")),
+        ("+0x81", Some("81")),
+        ("&#32;&#9;0x81", Some("81")),
+        ("0x81 ", None),
+        ("-1", None),
+        ("+-1", None),
+        ("0x+1", None),
+        ("0x", None),
+        ("08", None),
+        ("", None),
+        (" ", None),
+        ("&#48", None),
+    ] {
+        let text = format!("<hostdev type='pci'><source><address bus='{bus}' function='1'/></source></hostdev>");
+        let xml = format!("<domain><devices>{text}</devices></domain>");
+        let read = Domain::parse(xml.as_bytes());
+        let address = read.as_ref().ok().map(|domain| domain.devices[0].address.to_string());
+        assert_eq!(address, expected.map(|bus| format!("0000:{bus}:00.1")), "{bus:?}");
+        // Another address replaces the whole of it.
+        if let Ok(domain) = read {
+            let moved = domain.with_addresses(&[(&domain.devices[0], "0000:82:00.1".parse().unwrap())]);
+            let expected = xml.replace(&format!("bus='{bus}'"), "bus='0x82'");
+            assert_eq!(String::from_utf8(moved).unwrap(), expected, "{bus:?}");
+        }
+    }
+}
+
+/// libvirt looks for each element by its name, whatever its place among the others.
+#[test]
+fn a_source_in_a_source_may_stand_before_its_address() {
+    let address = |bus: &str| format!("<address domain='0' bus='{bus}' slot='0' function='0'/>");
+    let source = |bus: &str, before: &str, after: &str| {
+        format!("<source type='pci' managed='yes' namespace='1'>{before}{}{after}</source>", address(bus))
+    };
+    let store = |inner: &str| format!("<dataStore type='nvme'><format type='raw'/>{inner}</dataStore>");
+    let file = "<dataStore type='file'><source file='/x'><address bus='9'/></source></dataStore>";
+    for (disk, expected) in [
+        (source("1", "", &store(&source("2", "", ""))), &["0000:01:00.0 true", "0000:02:00.0 true"][..]),
+        (source("1", &store(&source("2", "", "")), ""), &["0000:02:00.0 true", "0000:01:00.0 true"]),
+        (
+            source("1", &store(&source("2", &store(&source("3", "", "")), "")), ""),
+            &["0000:03:00.0 true", "0000:02:00.0 true", "0000:01:00.0 true"],
+        ),
+        (source("1", file, ""), &["0000:01:00.0 true"]),
+        (format!("<source file='/x'>{}</source>", store(&source("2", "", ""))), &["0000:02:00.0 true"]),
+    ] {
+        let disk = format!("<disk type='nvme'>{disk}<target dev='vda'/><address type='pci' bus='7'/></disk>");
+        assert_eq!(found(&disk), expected, "{disk}");
+        let after = format!("{disk}<hostdev type='pci'>{SOURCE}</hostdev>");
+        assert_eq!(found(&after), [expected, &["0000:02:00.1 false"]].concat(), "{after}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_text() {
+    let xml = format!("<domain><name>a</name><uuid>b</uuid>{REQUESTS}{DEVICES}</domain>");
+    let marked = Domain::parse(format!("\u{feff}{xml}").as_bytes()).unwrap();
+    let plain = Domain::parse(xml.as_bytes()).unwrap();
+    assert_eq!((marked.name.as_str(), marked.uuid.as_str()), ("a", "b"));
+    assert_eq!((&marked.requests, &marked.devices), (&plain.requests, &plain.devices));
+    let address = "0000:01:11.2".parse().unwrap();
+    let moved = |domain: &Domain| domain.with_addresses(&[(&domain.devices[0], address)]);
+    assert_eq!(moved(&marked), moved(&plain));
+    let error = Domain::parse("\u{feff}<domain>\n\n</devices>".as_bytes()).unwrap_err();
+    assert!(error.to_string().contains("wrong at line 3"), "{error}");
 }
 
 const REQUESTS: &str = "<metadata><app:x xmlns:app='urn:app'><request><device pool='no'/></request></app:x>\

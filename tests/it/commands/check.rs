@@ -464,6 +464,48 @@ fn a_hook_that_is_not_run() {
     );
 }
 
+/// What `cp` and `wget -O` do where the hook is a link: they write its target.
+#[test]
+fn a_hook_that_is_written_through_the_link() {
+    for earlier in [None, Some("the same"), Some("another")] {
+        let host = ready();
+        let own = fs::read_link(host.path("usr/sbin/vfpool-hook")).unwrap();
+        fs::remove_file(host.path("usr/sbin/vfpool-hook")).unwrap();
+        fs::copy(&own, host.path("usr/sbin/vfpool-hook")).unwrap();
+        fs::remove_file(host.path(HOOK)).unwrap();
+        symlink("/usr/sbin/vfpool-hook", host.path(HOOK)).unwrap();
+        let script = "#!/bin/sh\ntouch \"$VFPOOL_ROOT/called\"\n";
+        fs::write(host.path("usr/sbin/vfpool-hook"), script).unwrap();
+        let kept = "etc/libvirt/hooks/qemu.before-vfpool";
+        if let Some(earlier) = earlier {
+            host.put(kept, if earlier == "another" { "#!/bin/sh\n" } else { script });
+        }
+        let finding = "failure hook: Another hook was written over vfpool's program | /usr/sbin/vfpool-hook is no \
+                       program of vfpool's | Run `vfpool hook install`, which keeps that hook to be called after it. \
+                       Install vfpool again with `yum reinstall -y vfpool`";
+        assert!(wrong(&host).contains(&finding.to_owned()), "{:?}", wrong(&host));
+        let outcome = host.vfpool(&["hook", "install"]);
+        if earlier == Some("another") {
+            assert_eq!(outcome.code, Some(1));
+            assert!(outcome.stderr.contains("Make one of the two"), "{}", outcome.stderr);
+            continue;
+        }
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        assert_eq!(host.get(kept).as_deref(), Some(script.trim_end()));
+        assert_eq!(host.get("usr/sbin/vfpool-hook").as_deref(), Some(script.trim_end()), "libvirt needs one");
+        // The package is installed again.
+        fs::remove_file(host.path("usr/sbin/vfpool-hook")).unwrap();
+        fs::copy(&own, host.path("usr/sbin/vfpool-hook")).unwrap();
+        assert!(!wrong(&host).contains(&finding.to_owned()));
+        if earlier.is_none() {
+            mode(&host, kept, 0o755);
+            let xml = fakehost::domain_with("web", &[]);
+            host.hook("web", "started", &xml).run().ok();
+            assert!(host.path("called").exists(), "it is called after vfpool's");
+        }
+    }
+}
+
 #[test]
 fn a_hook_of_somebody_else() {
     let host = ready();
@@ -859,8 +901,8 @@ fn groups_that_are_shared() {
     host.pool("pair", &at(0));
     let refused = "failure group: No guest can have 0000:02:00.0 of pool 'pair': Cannot detach 0000:02:00.1 (sibling \
                    of 0000:02:00.0): em2 is up and has the address 192.0.2.7 | /sys/kernel/iommu_groups/30/devices | \
-                   Take em2 down or its address away, or allow it with <allow address='0000:02:00.1'/> in \
-                   /etc/vfpool/host.xml";
+                   Take em2 down or its address away, or allow it with <allow address='0000:02:00.1' id='8086:10d3'/> \
+                   in /etc/vfpool/host.xml";
     expect(&host, &[refused]);
     host.settings("<allow address='02:00.1'/>");
     expect(&host, &[]);
@@ -972,7 +1014,7 @@ fn devices_that_guests_name() {
     );
     let sibling = "failure guest: Guest 'web' cannot start: Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): em2 \
                    is up and has the address 192.0.2.7 | /etc/libvirt/qemu/web.xml | Take em2 down or its address \
-                   away, or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml";
+                   away, or allow it with <allow address='0000:02:00.1' id='8086:10d3'/> in /etc/vfpool/host.xml";
     let missing = "failure guest: Guest 'web' cannot start: there is no PCI device 0000:66:00.0 on this host | \
                    /etc/libvirt/qemu/web.xml | See `lspci -D`, and correct it with \
                    `virsh edit web`";

@@ -209,7 +209,7 @@ fn a_device_that_the_host_needs() {
   verdict       not free
 a guest with it would be refused:
   Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): it carries the default route (enp2s0f1). Move the route to \
-          another interface, or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml
+          another interface, or allow it with <allow address='0000:02:00.1' id='8086:10d3'/> in /etc/vfpool/host.xml
 ",
     );
     says(
@@ -225,7 +225,7 @@ a guest with it would be refused:
   verdict       not free
 a guest with it would be refused:
   Cannot detach 0000:02:00.1: it carries the default route (enp2s0f1). Move the route to another interface, or allow \
-          it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml
+          it with <allow address='0000:02:00.1' id='8086:10d3'/> in /etc/vfpool/host.xml
 ",
     );
     host.settings("<allow address='02:00.1'/>");

@@ -173,6 +173,57 @@ fn what_somebody_has_started_meanwhile_is_not_started_again() {
     assert_eq!(host.virsh_trace(), [""; 0]);
 }
 
+/// (What happens before the reconciler comes to a queued restart, whether it starts the guest.)
+#[test]
+fn a_queued_restart_is_dropped_when_the_guest_is_started_or_stopped() {
+    for (what, is_started) in [
+        ("nothing", true),
+        ("it is started and runs", false),
+        ("it was started and stopped", false),
+        ("it is being started", false),
+        ("the same while it is parked", false),
+        ("it is refused again", true),
+    ] {
+        let host = Host::with_vfs(2);
+        let pool = host.get("etc/vfpool/pools.d/net.xml").unwrap();
+        host.put("etc/vfpool/pools.d/net.xml", pool.replace("<pool>", "<pool on-busy='restart'>"));
+        let guests = crowd(&host, 2);
+        host.runs(&guests[0]);
+        assert_eq!(host.virsh(&["start", "g1"]).code, Some(1));
+        assert!(host.queue().contains(&"restart g1".to_owned()));
+        let by_hand = |host: &Host| host.define("g1", &asking("g1", &vf(1)));
+        match what {
+            "it is started and runs" => {
+                by_hand(&host);
+                host.runs("g1");
+            }
+            "it was started and stopped" => {
+                by_hand(&host);
+                host.runs("g1");
+                host.stops("g1");
+            }
+            "it is being started" => {
+                by_hand(&host);
+                host.prepare("g1", &asking("g1", &vf(1))).ok();
+            }
+            // It points at a free device by then.
+            "the same while it is parked" => {
+                host.virsh_faults("attach-device then usr/bin/virsh start g1 && usr/bin/virsh destroy g1");
+            }
+            "it is refused again" => assert_eq!(host.virsh(&["start", "g1"]).code, Some(1)),
+            _ => {}
+        }
+        host.virsh_trace();
+        let outcome = host.vfpool(&["reconcile", "--queued"]);
+        assert_eq!(outcome.code, Some(0), "{what}: {}", outcome.stderr);
+        let trace = host.virsh_trace();
+        let started = trace.iter().any(|line| line == "start g1" || line == "create g1");
+        assert_eq!(started, is_started, "{what}: {trace:?}");
+        assert!(!outcome.stderr.contains("it is just being started"), "{what}: {}", outcome.stderr);
+        assert!(!host.queue().contains(&"restart g1".to_owned()), "{what}");
+    }
+}
+
 #[test]
 fn what_comes_while_the_reconciler_runs_is_seen() {
     let host = Host::with_vfs(3);

@@ -329,8 +329,11 @@ fn each_kind_of_use_in_every_view() {
         make(&host);
         let before = host.snapshot();
         // As a sibling, and with managed='no', it stays.
-        let allow =
-            if remedy.starts_with("The host runs") { "" } else { "or allow it with <allow address='0000:02:00.1'/>" };
+        let allow = if remedy.starts_with("The host runs") {
+            ""
+        } else {
+            "or allow it with <allow address='0000:02:00.1' id='"
+        };
         let sibling = format!("Cannot detach {SECOND} (sibling of {FIRST}): {words}. {remedy}");
         prepare_as_foretold(&host.guest_of("web", domain_with("web", &[FIRST]))).refused_saying(&[&sibling, allow]);
         let itself = format!("Cannot detach {SECOND}: {words}. {remedy}");

@@ -113,7 +113,7 @@ fn host_with_netdev(is_up: bool, addresses: &[&str]) -> Host {
 /// `web`, which wants the other function of the pair, is refused for the sake of the sibling.
 #[track_caller]
 fn sibling_is_needed(host: &Host, need: &str, remedy: &str) {
-    let allow = "or allow it with <allow address='0000:02:00.1'/> in /etc/vfpool/host.xml";
+    let allow = "or allow it with <allow address='0000:02:00.1' id='1b36:0010'/> in /etc/vfpool/host.xml";
     let reason = format!("Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): {need}. {remedy}, {allow}");
     refused(host, &domain_with("web", &[FIRST]), &reason);
 }
@@ -318,7 +318,7 @@ fn the_guests_own_device_may_have_an_address_but_no_more() {
     host.guest("web", FIRST).prepare().ok_silently();
     host.release("web", "").ok_silently();
     // With managed='no' it is we who would take it.
-    let allow = "or allow it with <allow address='0000:02:00.0'/> in /etc/vfpool/host.xml";
+    let allow = "or allow it with <allow address='0000:02:00.0' id='8086:10d3'/> in /etc/vfpool/host.xml";
     refused(
         &host,
         &domain("web", &[hostdev(FIRST, false)]),

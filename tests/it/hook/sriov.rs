@@ -130,8 +130,8 @@ fn a_vf_that_carries_the_network_keeps_its_pf() {
     let before = host.snapshot();
     host.guest("web", OTHER).prepare().refused(
         "guest 'web': Cannot detach 0000:01:10.0 (VF that goes with 0000:01:00.0): enp1s0v0 is up and has the address \
-         192.0.2.7. Take enp1s0v0 down or its address away, or allow it with <allow address='0000:01:10.0'/> in \
-         /etc/vfpool/host.xml",
+         192.0.2.7. Take enp1s0v0 down or its address away, or allow it with <allow address='0000:01:10.0' \
+         id='8086:10ca'/> in /etc/vfpool/host.xml",
     );
     host.assert_as(&before, "after the refusal");
 }

@@ -152,6 +152,24 @@ fn without_bind_events_a_pf_is_known_by_its_interface() {
     }
 }
 
+/// A virtio VF has its interface below a device of the virtio bus.
+#[test]
+fn networkmanager_leaves_the_interface_of_a_virtio_vf_alone() {
+    let host = host(old_kernel);
+    host.move_to(PF, Some("virtio-pci"));
+    host.netdev(PF, "eth3", false, &[]);
+    host.make_vfs(PF, &[Some("virtio-pci"), None]);
+    host.virtio_netdev(VF, "eth5", false);
+    host.virtio_netdev("0000:02:00.0", "eth6", false);
+    for action in ["add", "change", "move"] {
+        assert_eq!(udev(&host, action, "sys/class/net/eth5"), ["NM_UNMANAGED=1"], "{action}");
+        assert_eq!(udev(&host, action, "sys/class/net/eth6"), [""; 0], "{action}: it is no VF");
+    }
+    // One of no pool is the host's.
+    host.pool("net", "<pf dev='eth9'/>");
+    assert_eq!(udev(&host, "add", "sys/class/net/eth5"), [""; 0]);
+}
+
 /// All in one: a guest of a pool on a host of that age, from the card's appearance to the guest's stop.
 #[test]
 fn a_guest_of_a_pool() {
