@@ -482,12 +482,16 @@ after_install() {
     reload_libvirtd
 }
 
-# Definitions and leases that change are left alone until start_watching.
+# Definitions and leases that change are left alone until start_watching, also when libvirtd starts.
 stop_watching() {
     systemctl stop vfpool-reconcile.path vfpool-definitions.path
     wait_until 60 units_are_idle
+    systemctl --quiet --runtime mask vfpool-reconcile.service
 }
-start_watching() { systemctl start vfpool-reconcile.path vfpool-definitions.path; }
+start_watching() {
+    systemctl --quiet --runtime unmask vfpool-reconcile.service
+    systemctl start vfpool-reconcile.path vfpool-definitions.path
+}
 
 enable_units() {
     local -a units paths

@@ -113,7 +113,9 @@ fn host_with_netdev(is_up: bool, addresses: &[&str]) -> Host {
 /// `web`, which wants the other function of the pair, is refused for the sake of the sibling.
 #[track_caller]
 fn sibling_is_needed(host: &Host, need: &str, remedy: &str) {
-    let allow = "or allow it with <allow address='0000:02:00.1' id='1b36:0010'/> in /etc/vfpool/host.xml";
+    let part = |name| host.get(&format!("sys/bus/pci/devices/{SECOND}/{name}")).unwrap().replace("0x", "");
+    let id = format!("{}:{}", part("vendor"), part("device"));
+    let allow = format!("or allow it with <allow address='0000:02:00.1' id='{id}'/> in /etc/vfpool/host.xml");
     let reason = format!("Cannot detach 0000:02:00.1 (sibling of 0000:02:00.0): {need}. {remedy}, {allow}");
     refused(host, &domain_with("web", &[FIRST]), &reason);
 }
@@ -285,8 +287,13 @@ fn an_allowed_device_is_taken_all_the_same() {
     host.route("0.0.0.0/0", 100, &["enp2s0f1"]);
     host.settings("<allow address='02:00.0'/>");
     sibling_is_needed(&host, "it carries the default route (enp2s0f1)", "Move the route to another interface");
-    host.settings("<allow address='02:00.1'/>");
-    sibling_is_free(&host);
+    // Another device has come to the address.
+    host.settings("<allow address='02:00.1' id='1b36:0010'/>");
+    sibling_is_needed(&host, "it carries the default route (enp2s0f1)", "Move the route to another interface");
+    for allowed in ["<allow address='02:00.1'/>", "<allow address='02:00.1' id='8086:10d3'/>"] {
+        host.settings(allowed);
+        sibling_is_free(&host);
+    }
 }
 
 #[test]
