@@ -14,9 +14,9 @@ use std::time::{Duration, SystemTime};
 const ENABLED: [(&str, &str); 5] = [
     ("vfpool-setup.service", "multi-user.target"),
     ("vfpool-setup.path", "multi-user.target"),
-    ("vfpool-reconcile.service", "libvirtd.service"),
     ("vfpool-reconcile.path", "multi-user.target"),
     ("vfpool-definitions.path", "multi-user.target"),
+    ("vfpool-definitions.service", "libvirtd.service"),
 ];
 
 /// What systemd knows of units: name to properties. Nothing where there is no systemd to ask.
@@ -25,7 +25,7 @@ pub(super) struct Systemd(HashMap<String, HashMap<String, String>>);
 impl Systemd {
     pub(super) fn ask(host: &Host) -> Self {
         let daemons = DAEMONS.iter().map(|(daemon, _)| format!("{daemon}.service"));
-        let units = ENABLED.iter().map(|(unit, _)| *unit).chain(["vfpool-definitions.service"]);
+        let units = ENABLED.iter().map(|(unit, _)| *unit).chain(["vfpool-reconcile.service"]);
         let units = units.map(str::to_owned).chain(daemons);
         let mut command = Command::new(host.path("bin/systemctl"));
         // Without `-p`: systemd 219 then stops at the first unit that lacks one of the properties.

@@ -27,8 +27,8 @@ pub(crate) fn ready() -> Host {
         host.put(&format!("usr/lib/systemd/system/{unit}"), "");
         host.put(&format!("etc/systemd/system/multi-user.target.wants/{unit}"), "");
     }
-    host.put("usr/lib/systemd/system/vfpool-reconcile.service", "");
-    host.put("etc/systemd/system/libvirtd.service.wants/vfpool-reconcile.service", "");
+    host.put("usr/lib/systemd/system/vfpool-definitions.service", "");
+    host.put("etc/systemd/system/libvirtd.service.wants/vfpool-definitions.service", "");
     host.put("usr/lib/udev/rules.d/60-vfpool.rules", "");
     host.put("usr/lib/udev/vfpool-device", "");
     mode(&host, "usr/lib/udev/vfpool-device", 0o755);
@@ -618,7 +618,7 @@ fn units_that_do_not_work() {
     let wants = "etc/systemd/system/multi-user.target.wants";
     fs::remove_file(host.path(&format!("{wants}/vfpool-setup.service"))).unwrap();
     fs::remove_file(host.path("usr/lib/systemd/system/vfpool-setup.path")).unwrap();
-    fs::remove_file(host.path("etc/systemd/system/libvirtd.service.wants/vfpool-reconcile.service")).unwrap();
+    fs::remove_file(host.path("etc/systemd/system/libvirtd.service.wants/vfpool-definitions.service")).unwrap();
     symlink("/dev/null", host.path("etc/systemd/system/vfpool-reconcile.path")).unwrap();
     let unit =
         |name: &str, state: &str, result: &str| format!("Id={name}\\nActiveState={state}\\nResult={result}\\n\\n");
@@ -636,13 +636,13 @@ fn units_that_do_not_work() {
              vfpool-setup.service`",
             "failure units: vfpool-setup.path is not installed | /usr/lib/systemd/system/vfpool-setup.path | Install \
              vfpool again with `yum reinstall -y vfpool`",
-            "failure units: vfpool-reconcile.service is not enabled | \
-             /etc/systemd/system/libvirtd.service.wants/vfpool-reconcile.service | Run `systemctl enable --now \
-             vfpool-reconcile.service`",
             "failure units: vfpool-reconcile.path is masked | /etc/systemd/system/vfpool-reconcile.path | Run \
              `systemctl unmask vfpool-reconcile.path && systemctl enable --now vfpool-reconcile.path`",
             "failure units: vfpool-definitions.path is enabled but not active | systemctl: ActiveState=inactive | \
              Run `systemctl enable --now vfpool-definitions.path`",
+            "failure units: vfpool-definitions.service is not enabled | \
+             /etc/systemd/system/libvirtd.service.wants/vfpool-definitions.service | Run `systemctl enable --now \
+             vfpool-definitions.service`",
             "warning units: The last run of vfpool-reconcile.service failed | systemctl: Result=exit-code | Read \
              `journalctl -u vfpool-reconcile.service`, mend what it tells, then run `systemctl start \
              vfpool-reconcile.service`",

@@ -264,7 +264,7 @@ fn each_package_enables_the_same_units() {
     let units = units.map(|unit| unit.unwrap().file_name().into_string().unwrap());
     let to_enable: BTreeSet<String> =
         units.filter(|unit| read(&format!("packaging/systemd/{unit}")).contains("[Install]\n")).collect();
-    assert!(to_enable.contains("vfpool-reconcile.service"), "{to_enable:?}");
+    assert!(to_enable.contains("vfpool-definitions.service"), "{to_enable:?}");
     for (file, command) in [
         ("README.md", "systemctl enable "),
         ("packaging/70-vfpool.preset", "enable "),
@@ -280,10 +280,10 @@ fn each_package_enables_the_same_units() {
         assert_eq!(named, to_enable, "{file}: {command}");
     }
     // At each start of libvirt, also one after it has died.
-    let reconcile = Unit::read("vfpool-reconcile.service");
+    let definitions = Unit::read("vfpool-definitions.service");
     for daemon in ["libvirtd.service", "virtqemud.service"] {
         for key in ["WantedBy", "After"] {
-            let values = reconcile.all(key);
+            let values = definitions.all(key);
             assert!(values.iter().any(|value| value.split(' ').any(|unit| unit == daemon)), "{key}: {daemon}");
         }
     }
