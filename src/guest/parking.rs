@@ -8,6 +8,7 @@
 use crate::edit::PLACEHOLDER;
 use crate::session::Session;
 use crate::virsh::{CONFIG, Failure};
+use host::files;
 use host::libvirt::{definitions, runtime};
 use host::parked::{OtherDevice, Parked, ParkedGuest, PooledDevice};
 use host::pci::sysfs;
@@ -69,7 +70,7 @@ impl Session<'_> {
     fn look(&self, before: &Parked, run: &mut Run) -> Result<Parked> {
         let mut parked = Parked::default();
         for name in definitions::names(self.host)? {
-            let Some(stamp) = definitions::stamp(&definitions::path(self.host, &name)) else { continue };
+            let Some(stamp) = files::stamp(&definitions::path(self.host, &name)) else { continue };
             match before.guest(&name) {
                 Some(guest)
                     if guest.stamp == stamp && (guest.unknown_to.is_none() || guest.unknown_to == self.libvirtd()) =>
@@ -119,7 +120,7 @@ impl Session<'_> {
 
     /// Reads one guest again after it was, or may have been, changed.
     fn look_again(&self, name: &str, parked: &mut Parked, run: &mut Run) {
-        let stamp = definitions::stamp(&definitions::path(self.host, name));
+        let stamp = files::stamp(&definitions::path(self.host, name));
         let refused = parked.guest(name).and_then(|guest| guest.refused);
         let new = stamp.map(|stamp| ParkedGuest { refused, ..self.read(name, stamp, run) });
         parked.put(name, new);

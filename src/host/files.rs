@@ -3,6 +3,7 @@
 use model::error::{Error, Result};
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// The names in a folder; none if it does not exist.
@@ -18,6 +19,13 @@ pub fn names(folder: &Path) -> Result<Vec<String>> {
         names.push(entry.file_name().to_string_lossy().into_owned());
     }
     Ok(names)
+}
+
+/// Changes whenever a rename replaces the file, as libvirt does with its definitions and we do with our leases. `None`:
+/// there is none.
+pub fn stamp(path: &Path) -> Option<String> {
+    let data = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    Some(format!("{}-{}-{}.{:09}", data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
 }
 
 /// The last part of a link's target, which in sysfs is the name of what it points to; `None` where there is no link.

@@ -421,17 +421,49 @@ wait_for_libvirtd() {
     done
 }
 
+readonly libvirt_hook=/etc/libvirt/hooks/qemu
+
+# replace_hook: standard input is libvirt's hook until restore_hook. libvirtd runs what has this name, without a reload.
+replace_hook() {
+    mv "$libvirt_hook" "$libvirt_hook.aside"
+    cat >"$libvirt_hook"
+    chmod 755 "$libvirt_hook"
+}
+
+restore_hook() { [[ ! -e $libvirt_hook.aside && ! -L $libvirt_hook.aside ]] || mv "$libvirt_hook.aside" "$libvirt_hook"; }
+
 # without_hook CMD...: runs CMD while libvirtd has no hook, and always puts the hook back.
 without_hook() (
-    hook=/etc/libvirt/hooks/qemu
-    aside=$hook.aside
-    if [[ -e $hook || -L $hook ]]; then
-        trap 'mv "$aside" "$hook"; reload_libvirtd' EXIT
-        mv "$hook" "$aside"
+    if [[ -e $libvirt_hook || -L $libvirt_hook ]]; then
+        trap 'restore_hook; reload_libvirtd' EXIT
+        mv "$libvirt_hook" "$libvirt_hook.aside"
         reload_libvirtd
     fi
     "$@"
 )
+
+# The hook stays in prepare for 5 s, after vfpool's work.
+hold_prepare() {
+    replace_hook <<'END'
+#!/bin/bash
+/usr/sbin/vfpool-hook "$@" || exit
+[[ $2 != prepare ]] || { touch /run/lab/prepared; exec >&- 2>&- <&-; sleep 5; }
+END
+}
+
+# start_held GUEST: returns when its hook stays in prepare.
+start_held() {
+    rm -f /run/lab/prepared
+    virsh start "$1" >/dev/null 2>&1 &
+    wait_until 30 test -e /run/lab/prepared
+}
+
+# Returns when another libvirtd runs, and the clients of this one have ended.
+kill_libvirtd() {
+    systemctl kill --kill-who=main --signal=KILL libvirtd
+    wait || true
+    wait_for_libvirtd
+}
 
 # logged TEXT: the lines of syslog since the scenario began that contain TEXT.
 logged() { journalctl -q --no-pager -o cat --since "@${scenario_began:-0}" | grep -F -- "$1"; }
@@ -486,12 +518,8 @@ after_install() {
 stop_watching() {
     systemctl stop vfpool-reconcile.path vfpool-definitions.path
     wait_until 60 units_are_idle
-    systemctl --quiet --runtime mask vfpool-reconcile.service
 }
-start_watching() {
-    systemctl --quiet --runtime unmask vfpool-reconcile.service
-    systemctl start vfpool-reconcile.path vfpool-definitions.path
-}
+start_watching() { systemctl start vfpool-reconcile.path vfpool-definitions.path; }
 
 enable_units() {
     local -a units paths

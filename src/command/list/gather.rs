@@ -157,7 +157,7 @@ impl View<'_> {
         }
     }
 
-    /// A device, looked at once: a member of a pool is in a group, too.
+    /// A device, read once: a member of a pool is also in a group.
     fn device(&self, address: PciAddress) -> DeviceView {
         self.devices.get(address, |_| {
             // What cannot be read is part of its state.

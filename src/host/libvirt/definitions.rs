@@ -4,8 +4,7 @@
 use crate::files;
 use crate::paths::Host;
 use model::error::{Error, Result};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{fs, io};
 
 /// Where a guest's definition is.
@@ -38,10 +37,4 @@ pub fn names(host: &Host) -> Result<Vec<String>> {
     let mut guests: Vec<String> = files.iter().filter_map(|file| Some(file.strip_suffix(".xml")?.to_owned())).collect();
     guests.sort_unstable();
     Ok(guests)
-}
-
-/// Changes whenever libvirt writes the file, which it does by a rename. `None`: there is none.
-pub fn stamp(path: &Path) -> Option<String> {
-    let data = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-    Some(format!("{}-{}-{}.{:09}", data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
 }

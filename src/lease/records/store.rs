@@ -8,7 +8,7 @@ use model::lease::{Lease, LeaseState, Process, Unreadable, VERSION};
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 /// The file that counts waits by its size.
@@ -70,9 +70,8 @@ impl<'a> Records<'a> {
     }
 
     /// Which writing of a guest's lease is there: each makes a new file. Two starts may write the same text.
-    pub(crate) fn written(&self, guest: &str) -> Option<(u64, i64, i64)> {
-        let data = fs::symlink_metadata(self.path("leases", guest)).ok()?;
-        Some((data.ino(), data.mtime(), data.mtime_nsec()))
+    pub(crate) fn written(&self, guest: &str) -> Option<String> {
+        host::files::stamp(&self.path("leases", guest))
     }
 
     /// The lease of a guest, if there is one; why it is corrupt, if so.

@@ -3,28 +3,17 @@
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
-hook=/etc/libvirt/hooks/qemu
-trap 'mv $hook.aside $hook; start_watching' EXIT
+trap 'restore_hook; start_watching' EXIT
 # Otherwise a run of the reconciler may reattach the sibling before the event that is tested here.
 stop_watching
-mv $hook $hook.aside
-cat >$hook <<'END'
-#!/bin/bash
-/usr/sbin/vfpool-hook "$@" || exit
-[[ $2 != prepare ]] || { touch /run/lab/prepared; exec >&- 2>&- <&-; sleep 5; }
-END
-chmod 755 $hook
+hold_prepare
 define_guest demo "$(hostdev 02:00.0)"
 define_guest other "$(hostdev 02:00.1)"
 
 # Returns when another libvirtd runs, the guest is off, and its sibling is still detached.
 kill_in_prepare() {
-    rm -f /run/lab/prepared
-    virsh start demo >/dev/null 2>&1 &
-    wait_until 30 test -e /run/lab/prepared
-    systemctl kill --kill-who=main --signal=KILL libvirtd
-    wait || true
-    wait_for_libvirtd
+    start_held demo
+    kill_libvirtd
     wait_until 30 eval '! pgrep -f "hooks/qemu demo prepare"'
     expect_state demo 'shut off'
     expect_driver 02:00.1 vfio-pci

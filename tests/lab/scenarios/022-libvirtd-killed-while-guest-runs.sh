@@ -6,8 +6,7 @@ set -euo pipefail
 define_guest demo "$(hostdev 02:00.0)"
 define_guest other "$(hostdev 02:00.1)"
 restart_libvirtd() {
-    systemctl kill --kill-who=main --signal=KILL libvirtd
-    wait_for_libvirtd
+    kill_libvirtd
     expect_state demo running
 }
 start demo

@@ -3,14 +3,11 @@
 set -euo pipefail
 
 # The hook's child that writes to sysfs is held in write(2), as a hanging driver would hold it.
-hook=/etc/libvirt/hooks/qemu
-mv $hook $hook.aside
-cat >$hook <<'END'
+replace_hook <<'END'
 #!/bin/bash
 [[ $1 == slow && $2 == prepare ]] || exec /usr/sbin/vfpool-hook "$@"
 exec strace -f -qq -o /dev/null -P /sys/bus/pci/drivers/e1000e/unbind -e inject=write:delay_enter=25000000 /usr/sbin/vfpool-hook "$@"
 END
-chmod 755 $hook
 echo "<host><deadline seconds='15'/></host>" >/etc/vfpool/host.xml
 define_guest slow "$(hostdev 02:00.0)"
 define_guest fast "$(hostdev 05:01.0)"
@@ -22,7 +19,7 @@ stop fast
 jobs -r | grep -q slow || fail "the slow start should still be running ($((SECONDS - began)) s)"
 wait || true
 expect_output 'the kernel has not come back from it for 15 s' cat /run/lab/slow
-mv $hook.aside $hook
+restore_hook
 rm /etc/vfpool/host.xml
 # The next event of any guest reattaches what hung.
 wait_until 60 eval '! pgrep -x vfpool-hook'

@@ -2,16 +2,13 @@
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
-hook=/etc/libvirt/hooks/qemu
-trap '[[ ! -e $hook.aside && ! -L $hook.aside ]] || mv $hook.aside $hook' EXIT
-mv $hook $hook.aside
-cat >$hook <<'END'
+trap restore_hook EXIT
+replace_hook <<'END'
 #!/bin/bash
 [[ $1 == demo && $2 == release && ! -e /run/lab/killed ]] || exec /usr/sbin/vfpool-hook "$@"
 touch /run/lab/killed
 exec strace -f -qq -o /dev/null -e inject=mkdir,unlink,write,rename,symlink,clone:signal=KILL:when=1 /usr/sbin/vfpool-hook "$@"
 END
-chmod 755 $hook
 rm -f /run/lab/killed
 
 define_guest demo "$(hostdev 02:00.0)"

@@ -2,8 +2,7 @@
 . "$(dirname "$0")/../lib.sh"
 set -euo pipefail
 
-hook=/etc/libvirt/hooks/qemu
-trap '[[ ! -e $hook.aside && ! -L $hook.aside ]] || mv $hook.aside $hook; remove_all_guests; remove_pools' EXIT
+trap 'restore_hook; remove_all_guests; remove_pools' EXIT
 pool nics "<address type='pci' domain='0' bus='0x02' slot='0' function='0'/>"
 adopted_guests 1 nics 02:00.0
 wait_until 60 units_are_idle
@@ -11,8 +10,7 @@ virsh dumpxml g1 --inactive >/run/lab/g1.xml
 before=$(snapshot_drivers)
 
 # The hook of these operations returns only when /run/lab/go exists.
-mv $hook $hook.aside
-cat >$hook <<'END'
+replace_hook <<'END'
 #!/bin/bash
 /usr/sbin/vfpool-hook "$@" || exit
 [[ $2 == start || $2 == stopped ]] || exit 0
@@ -20,7 +18,6 @@ echo "$2" >/run/lab/reached
 exec >&- 2>&- <&-
 for ((i = 0; i < 600; i++)); do [[ ! -e /run/lab/go ]] || exit 0; sleep 0.1; done
 END
-chmod 755 $hook
 
 # during OPERATION CMD...: CMD is held in this operation while both commands are refused.
 during() {
